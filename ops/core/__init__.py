@@ -1,0 +1,1 @@
+"""What several op files share; not an operator."""
