@@ -1,0 +1,1 @@
+"""Machinery of the reports: not a format, not for discovery."""
