@@ -1,7 +1,8 @@
 """What is told: records, and the formats they are rendered in.
 
-This module is the vocabulary and the discovery; it imports neither torch nor ops nor suites, so that results are rendered
-and compared on any laptop. Every other plain file in this folder is one output format, with a function `serialize`.
+This module is the vocabulary and the discovery; it imports neither torch nor ops nor suites, so that results are
+rendered and compared on any laptop. Every other plain file in this folder is one output format, with a function
+`serialize`.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class Record:
         case: the id, unique in a run.
         case_version: raised when the meaning of the op's case changes.
         device: the kind, `cpu` or `cuda`.
-        axes: values by axis name; what does not apply to the op is absent. In JSON they stand among the other fields, and
-            every field this version does not know is kept here.
+        axes: values by axis name; what does not apply to the op is absent. In JSON they stand among the other fields,
+            and every field this version does not know is kept here.
         settings: how it was taken.
     """
 

@@ -1,0 +1,79 @@
+"""Progress of a run: a bar with a forecast on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from .. import Record
+from .units import quantity
+
+
+class Progress:
+    """Tells of each record as it is written.
+
+    Args:
+        cases: how many there will be.
+        forecast: seconds that they are forecast to take together.
+    """
+
+    def __init__(self, cases: int, forecast: float):
+        self._cases, self._forecast, self._foreseen = cases, forecast, 0.0
+        self._count = 0
+        self._began = time.monotonic()
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
+            self._bar = Bar(*columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True))
+            self._task = self._bar.add_task("measuring", total=self._cases, left=duration(self._forecast) + " left")
+            self._bar.start()
+        else:
+            print(f"{self._cases} cases, forecast {duration(self._forecast)}", file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def done(self, record: Record, forecast: float) -> None:
+        """Tells of a record whose case was forecast to take `forecast` seconds."""
+        self._count += 1
+        self._foreseen += forecast
+        left = duration(self.left()) + " left"
+        line = f"{record.case}  {outcome(record)}"
+        if self._bar is None:
+            print(f"[{self._count}/{self._cases}] {line}  ({left})", file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.update(self._task, completed=self._count, left=left)
+
+    def left(self) -> float:
+        """Seconds still to go: the forecast of what remains, corrected by how the forecast has held so far."""
+        elapsed = time.monotonic() - self._began
+        factor = elapsed / self._foreseen if self._foreseen else 1.0
+        return max(0.0, self._forecast - self._foreseen) * factor
+
+
+def outcome(record: Record) -> str:
+    """What a record says, in a few words: its first estimate, or its status and reason."""
+    if record.status != "ok":
+        return f"{record.status}: {record.reason}"
+    shown = next((m for m in record.metrics if m.low is not None), None) or next(iter(record.metrics), None)
+    if shown is None or shown.value is None:
+        return "ok"
+    return f"{shown.name} {quantity(shown.name, shown.unit, shown.value)}"
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, like `2m05s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

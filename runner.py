@@ -1,0 +1,379 @@
+#!/usr/bin/env python3
+"""The command line of ddfbench, and the loop that measures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from ops import AXES, Axis
+from reports import FAILURES, Json, Run
+from suites import PROCESS_AXES, Suite, suites
+from suites.core.cases import PRESETS, Selection, UsageError, groups
+
+VERSION = "0.1.0"
+ROOT = Path(__file__).resolve().parent
+RUNS = Path("runs")
+
+OK, REGRESSION, USAGE, AMBIGUOUS, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+EPILOG = """\
+further commands, each with its own --help:
+  runner.py list ops|impls|suites|cases     what there is
+  runner.py report RUN [RUN ...]            render records again, several runs side by side
+
+exit codes: 0 all measured; 2 usage error; 4 a case failed, crashed, timed out, ran out of memory or is missing
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    command = {"list": list_command, "report": report_command}.get(arguments[0] if arguments else "")
+    from reports.core.records import RunError
+    from suites.core.processes import ServerLost
+
+    try:
+        return command(arguments[1:]) if command else run_command(arguments)
+    except (UsageError, RunError) as error:
+        print(f"runner.py: error: {error}", file=sys.stderr)
+        return USAGE
+    except ServerLost as error:
+        print(f"runner.py: error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("runner.py: interrupted; what was recorded is kept, --resume RUN goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+# The command line
+
+
+def run_parser() -> Parser:
+    parser = Parser(
+        prog="runner.py",
+        description="Measures content-adaptive convolution. Without arguments: preset quick, default suites.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_selection(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output", metavar="DIR", help="put the run there (a new or empty folder) instead of runs/<id>"
+    )
+    output.add_argument("--resume", metavar="RUN", help="go on with a run that was cut off; no other option beside it")
+    output.add_argument(
+        "--dry-run", action="store_true", help="list the cases with a forecast of the time, measure nothing"
+    )
+    return parser
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The options that say what to measure; lists are comma-separated, and options can be repeated."""
+    what = parser.add_argument_group("what to measure (comma lists, repeatable)")
+    what.add_argument("--suite", type=names, action="extend", metavar="NAMES", help="all, or some of: " + suite_help())
+    what.add_argument("--preset", default="quick", metavar="NAME", help=preset_help())
+    what.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, cuda:N")
+    what.add_argument("--op", type=names, action="extend", metavar="NAMES", help="ops; see runner.py list ops")
+    what.add_argument("--impl", type=names, action="extend", metavar="NAMES", help="impls; see runner.py list impls")
+    what.add_argument("--op-file", action="append", default=[], metavar="FILE", help="measure the ops of this file too")
+    axes = parser.add_argument_group("axes (comma lists, repeatable)")
+    axes.add_argument(
+        "--resolution", type=names, action="extend", metavar="SIZES", help="like 7,14,200x300 (rows x columns)"
+    )
+    for axis in (*AXES.values(), *PROCESS_AXES.values()):
+        if axis.name not in ("height", "width"):
+            option = "--" + axis.name.replace("_", "-")
+            axes.add_argument(option, type=names, action="extend", metavar="LIST", help=f"{axis.help}: {axis.allowed}")
+    axes.add_argument(
+        "--axis", action="append", default=[], metavar="NAME=LIST", help="an axis that only some ops have"
+    )
+    how = parser.add_argument_group("how to measure")
+    how.add_argument("--processes", metavar="N", help="fresh processes per timed case")
+    how.add_argument("--seconds", metavar="S", help="ceiling of the measuring time of one case")
+    how.add_argument(
+        "--timeout", default="120", metavar="S", help="give a case up that does not answer for so long (120)"
+    )
+    how.add_argument("--seed", default="0", metavar="N", help="seed of inputs and of the order of blocks (0)")
+
+
+def names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def suite_help() -> str:
+    return "; ".join(f"{suite.name}{'' if suite.default else ' (on request)'}" for suite in suites().values())
+
+
+def preset_help() -> str:
+    return "; ".join(f"{name}: {preset.help}" for name, preset in PRESETS.items())
+
+
+def selection_of(options: argparse.Namespace) -> Selection:
+    """What the options ask for.
+
+    Raises:
+        UsageError: if a value is not allowed.
+    """
+    preset = PRESETS[one_of("--preset", options.preset, list(PRESETS))]
+    kind, _, index = options.device.partition(":")
+    if options.device != "auto" and (kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit()))):
+        raise UsageError(f"--device: {options.device!r} is not one of auto, cpu, cuda, cuda:N")
+    for file in options.op_file:
+        if not Path(file).is_file():
+            raise UsageError(f"--op-file: {file!r} is not a file")
+    return Selection(
+        suites=chosen_suites(options.suite),
+        device="cuda:0" if options.device == "cuda" else options.device,
+        preset=options.preset,
+        ops=options.op,
+        impls=options.impl,
+        axes=chosen_axes(options),
+        processes=int(number("--processes", options.processes, Axis("", preset.processes, ""))),
+        seconds=number("--seconds", options.seconds, Axis("", preset.seconds, "", minimum=0.01)),
+        forced=options.impl is not None or options.seconds is not None,
+        timeout=number("--timeout", options.timeout, Axis("", 120.0, "", minimum=1)),
+        seed=int(number("--seed", options.seed, Axis("", 0, "", minimum=0))),
+        op_files=[str(Path(file).resolve()) for file in options.op_file],
+    )
+
+
+def chosen_suites(asked: list[str] | None) -> list[str]:
+    known = suites()
+    if asked is None:
+        return [suite.name for suite in known.values() if suite.default]
+    for name in asked:
+        one_of("--suite", name, ["all", *known])
+    return list(known) if "all" in asked else list(dict.fromkeys(asked))
+
+
+def chosen_axes(options: argparse.Namespace) -> dict[str, list[object]]:
+    chosen: dict[str, list[object]] = {}
+    for axis in (*AXES.values(), *PROCESS_AXES.values()):
+        asked = getattr(options, axis.name, None)
+        if asked is not None:
+            chosen[axis.name] = [number_or_name("--" + axis.name.replace("_", "-"), text, axis) for text in asked]
+    if options.resolution is not None:
+        chosen["size"] = [size(text) for text in options.resolution]
+    for text in options.axis:
+        name, equals, values = text.partition("=")
+        if not equals or not names(values):
+            raise UsageError(f"--axis: {text!r} is not NAME=LIST")
+        if name in AXES or name in PROCESS_AXES:
+            raise UsageError(f"--axis: {name!r} has an option of its own, --{name.replace('_', '-')}")
+        chosen[name] = list(names(values))
+    return chosen
+
+
+def size(text: str) -> list[int]:
+    """Rows and columns: `7` is 7 x 7."""
+    rows, _, columns = text.partition("x")
+    axis = AXES["height"]
+    try:
+        return [int(axis.parse(rows)), int(axis.parse(columns or rows))]
+    except ValueError:
+        raise UsageError(f"--resolution: {text!r} is not {axis.allowed}, or two of them like 200x300") from None
+
+
+def one_of(option: str, value: str, allowed: list[str]) -> str:
+    if value not in allowed:
+        raise UsageError(f"{option}: {value!r} is not one of {', '.join(allowed)}")
+    return value
+
+
+def number_or_name(option: str, text: str, axis: Axis) -> object:
+    try:
+        return axis.parse(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+def number(option: str, text: str | None, axis: Axis) -> float:
+    value = axis.default if text is None else number_or_name(option, text, axis)
+    assert isinstance(value, (int, float))
+    return value
+
+
+# The loop
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Measures, and renders what was measured."""
+    options = run_parser().parse_args(arguments)
+    if options.resume is not None:
+        if len(arguments) > 2:
+            raise UsageError(f"--resume: {options.resume!r} goes on with its own arguments; no other option beside it")
+        return resume(Path(options.resume))
+    selection = selection_of(options)
+    if options.dry_run:
+        return dry_run(selection)
+    return measure(selection, new_run(options.output), list(arguments))
+
+
+def new_run(output: str | None) -> Path:
+    if output is not None:
+        path = Path(output)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"--output: {output!r} is not a new or empty folder")
+        return path
+    return RUNS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def resume(path: Path) -> int:
+    from reports.core.records import load_run
+
+    environment = load_run(path).environment
+    return measure(Selection(**environment["selection"]), path, environment["argv"][1:], resumed=environment)
+
+
+def measure(selection: Selection, path: Path, arguments: list[str], resumed: Json | None = None) -> int:
+    """The loop: plan, then group by group, each record written as soon as there is one."""
+    from reports.core.progress import Progress
+    from reports.core.records import RunDirectory, load_run, point_latest
+    from suites.core.environment import describe
+    from suites.core.plan import make_plan
+    from suites.core.schedule import Engine
+    from suites.core.session import Session
+
+    began = time.monotonic()
+    chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
+    with Session(chosen, selection) as session:
+        plan = make_plan(selection, chosen, session.servers[0])
+        if resumed is None:
+            directory = RunDirectory.create(path, describe(path.name, arguments, plan, ROOT, VERSION))
+        else:
+            directory = RunDirectory.open(path)
+        if path.parent == RUNS:
+            point_latest(RUNS, path)
+        session.log = path / "workers.log"
+        done = directory.recorded()
+        todo = [case for case in plan.cases if case.id not in done]
+        engine = Engine(selection, session.servers, plan, path.name, began)
+        with Progress(len(todo), sum(map(plan.forecast, todo))) as progress:
+            for record in plan.broken_records(path.name):
+                if record.case not in done:
+                    directory.append(record)
+                    progress.done(record, 0.0)
+            for group in groups(todo):
+                for record, forecast in engine.measure(group):
+                    directory.append(record)
+                    progress.done(record, forecast)
+    finished = {**load_run(path).environment, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    directory.update_environment(finished)
+    return tell(load_run(path), path)
+
+
+def tell(run: Run, path: Path) -> int:
+    """Renders a finished run, prints the answer, and returns its exit code."""
+    from reports.core.summary import terminal_summary
+
+    write([run], path, None)
+    print(terminal_summary(run))
+    print(f"report: {path / 'report.md'}")
+    return FAILED if any(record.status in FAILURES for record in run.records) else OK
+
+
+def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
+    """Renders runs into a folder, in the formats wanted (all if None)."""
+    from reports import formats
+
+    known = formats()
+    for name in wanted or []:
+        one_of("--format", name, list(known))
+    for name, output in known.items():
+        if wanted is None or name in wanted:
+            for relative, content in output.serialize(runs).items():
+                file = target / relative
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def dry_run(selection: Selection) -> int:
+    """Prints the cases and what they are forecast to take."""
+    from reports.core.progress import duration
+    from suites.core.plan import make_plan
+    from suites.core.session import Session
+
+    chosen: dict[str, Suite] = {name: suite for name, suite in suites().items() if name in selection.suites}
+    with Session(chosen, selection, replicates=1) as session:
+        plan = make_plan(selection, chosen, session.servers[0])
+    total = 0.0
+    for case in plan.cases:
+        settled = plan.settled(case, "")
+        forecast = 0.0 if settled else plan.forecast(case)
+        total += forecast
+        print(f"{case.id}  {f'{settled.status}: {settled.reason}' if settled else f'{forecast:.1f} s'}")
+    print(f"{len(plan.cases)} cases, forecast {duration(total)}")
+    return OK
+
+
+# Further commands
+
+
+def list_command(arguments: Sequence[str]) -> int:
+    """Prints what there is."""
+    parser = Parser(prog="runner.py list", description="Prints what there is.", allow_abbrev=False)
+    parser.add_argument("what", choices=("ops", "impls", "suites", "cases"))
+    add_selection(parser)
+    options = parser.parse_args(arguments)
+    if options.what == "suites":
+        for suite in suites().values():
+            print(f"{suite.name:12} {'' if suite.default else '(on request) '}{suite.help}")
+        return OK
+    selection = selection_of(options)
+    from suites.core.plan import declare, make_plan
+    from suites.core.session import Session
+
+    chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
+    with Session(chosen, selection, replicates=1) as session:
+        if options.what == "cases":
+            for case in make_plan(selection, chosen, session.servers[0]).cases:
+                print(case.id)
+            return OK
+        declared, broken = declare(session.servers[0], selection.op_files)
+    for op in declared.values():
+        if options.what == "ops":
+            print(f"{op.name:12} {op.title:12} impls: {', '.join(op.impls)}")
+        else:
+            for impl in op.impls:
+                print(f"{op.name:12} {impl}{'  (slow first call)' if impl in op.slow_impls else ''}")
+    for failure in broken:
+        print(f"{failure.file}: {failure.status}: {failure.reason}", file=sys.stderr)
+    return FAILED if broken else OK
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """Renders runs again, from their records."""
+    from reports.core.records import load_run
+
+    parser = Parser(prog="runner.py report", description="Renders runs from their records.", allow_abbrev=False)
+    parser.add_argument("run", nargs="+", help="folders of runs; several are shown side by side")
+    parser.add_argument("--format", type=names, action="extend", metavar="NAMES", help="formats (all)")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: into the run; needed for several)")
+    options = parser.parse_args(arguments)
+    if len(options.run) > 1 and options.output is None:
+        raise UsageError("--output: a folder is needed for the report of several runs")
+    runs = [load_run(Path(run)) for run in options.run]
+    target = Path(options.output or options.run[0])
+    write(runs, target, options.format)
+    print(f"written to {target}{os.sep}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measuring machinery: cases, processes, clocks, devices, checks, roofs."""

@@ -1,0 +1,157 @@
+"""A case made ready in its worker: inputs, closure, and the check of its result."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ops import Costs, Inputs, Op, load
+from suites import Case
+from suites.core.devices import Device, open_device
+
+#: Bound of the error relative to the sum of the absolute terms, by dtype: a few roundings of the result and of what it
+#: is made of. Winograd and split sums stay an order below, a wrong tap is four orders above (float32).
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 8e-3, "bfloat16": 6e-2}
+#: The same for float32 with TF32 products, whose inputs keep 10 bits of mantissa.
+TF32_TOLERANCE = 2e-3
+#: Elements that one chunk of the reference may hold.
+CHUNK = 2**26
+
+
+class Bench:
+    """What a suite measures in a worker.
+
+    Args:
+        case: what to measure.
+        seed: draws the inputs; equal seeds give equal inputs to all impls of an op.
+        check: whether this process is the one that checks the result.
+    """
+
+    def __init__(self, case: Case, seed: int, check: bool):
+        self.case = case
+        self.check = check
+        self.seed = seed
+        self.device: Device = open_device(case.device)
+        self.op: Op = load(Path(case.file))[case.op]
+        torch.set_grad_enabled(case.point.backward)
+
+    @cached_property
+    def costs(self) -> Costs:
+        return self.op.costs(self.case.point)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        generator = torch.Generator(self.device.torch).manual_seed(self.seed)
+        return self.op.build(self.case.point, self.device.torch, generator)
+
+    @cached_property
+    def forward(self) -> Callable[[], Tensor]:
+        """The impl's closure."""
+        return self.op.impls[self.case.impl].prepare(self.inputs, self.case.point)
+
+    @cached_property
+    def call(self) -> Callable[[], Any]:
+        """Exactly what is timed: the closure, or with it the gradients of all inputs and parameters."""
+        return self._with_gradients() if self.case.point.backward else self.forward
+
+    def _with_gradients(self) -> Callable[[], tuple[Tensor, ...]]:
+        leaves = list(self.inputs.leaves().values())
+        forward, upstream = self.forward, self.upstream
+
+        def call() -> tuple[Tensor, ...]:
+            output = forward()
+            return (output, *torch.autograd.grad(output, leaves, upstream))
+
+        return call
+
+    @cached_property
+    def upstream(self) -> Tensor:
+        """The gradient of the output: seeded, of the output's shape, dtype and layout."""
+        generator = torch.Generator(self.device.torch).manual_seed(self.seed + 1)
+        output = self.forward().detach()
+        return torch.empty_like(output).normal_(generator=generator)
+
+    def max_error(self) -> float:
+        """Largest error of the result, and of the gradients, relative to the sum of absolute terms.
+
+        A NaN or infinity that the reference does not have counts as infinite, a result of another shape too.
+        """
+        results = self.call()
+        if not self.case.point.backward:
+            return max_error(self.op, self.inputs, self.case, {"output": results}, None)
+        named = dict(zip(["output", *self.inputs.leaves()], results, strict=True))
+        return max_error(self.op, self.inputs, self.case, named, self.upstream)
+
+    @property
+    def tolerance(self) -> float:
+        if self.case.process["tf32"] and self.case.point.dtype == "float32":
+            return TF32_TOLERANCE
+        return TOLERANCE[self.case.point.dtype]
+
+
+def max_error(op: Op, inputs: Inputs, case: Case, results: dict[str, Tensor], upstream: Tensor | None) -> float:
+    """Compares results with the float64 reference, a few samples at a time.
+
+    Args:
+        results: `output`, and with `upstream` the gradients by the names of `Inputs.leaves`.
+        upstream: gradient of the output, or None for the forward direction.
+    """
+    batch = case.point.batch
+    elements = max((t[:1].numel() for t in inputs.tensors.values()), default=1) * case.point.taps
+    step = max(1, CHUNK // max(1, elements))
+    module = None if inputs.module is None else copy.deepcopy(inputs.module).double()
+    errors = [0.0]
+    shared: dict[str, tuple[Tensor, Tensor]] = {}
+    for start in range(0, max(1, batch), step):
+        rows = slice(start, start + step)
+        chunk = Inputs({name: t[rows].detach().double() for name, t in inputs.tensors.items()}, module)
+        slope = None if upstream is None else upstream[rows].double()
+        for name, (value, scale) in _reference(op, chunk, case, slope).items():
+            if name == "output" or name in inputs.tensors:
+                errors.append(relative_error(results[name][rows], value, scale))
+            else:  # a parameter: its gradient is the sum over all samples
+                before = shared.get(name, (0, 0))
+                shared[name] = (value + before[0], scale + before[1])
+    errors += [relative_error(results[name], value, scale) for name, (value, scale) in shared.items()]
+    if len(results["output"]) != batch:
+        return float("inf")
+    return max(errors)
+
+
+def _reference(op: Op, inputs: Inputs, case: Case, slope: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Expected values and their scales: of the output and, if `slope` is given, of the gradients."""
+    if slope is None:
+        with torch.no_grad():
+            return {"output": (op.apply(inputs, case.point), op.magnitude(inputs, case.point))}
+    with torch.enable_grad():
+        leaves = {name: leaf.requires_grad_() for name, leaf in inputs.leaves().items()}
+        output, magnitude = op.apply(inputs, case.point), op.magnitude(inputs, case.point)
+        gradients = torch.autograd.grad(output, list(leaves.values()), slope)
+        # The derivative of a sum of absolute products is the sum of the absolute terms of the gradient; the largest
+        # expected value stands in where that derivative cancels (normalised filters).
+        scales = torch.autograd.grad(magnitude, list(leaves.values()), slope.abs(), allow_unused=True)
+    expected = {"output": (output.detach(), magnitude.detach())}
+    for name, gradient, scale in zip(leaves, gradients, scales, strict=True):
+        largest = gradient.abs().amax() if gradient.numel() else gradient.sum()
+        expected[name] = (gradient, largest + (0 if scale is None else scale.abs()))
+    return expected
+
+
+def relative_error(result: Tensor, expected: Tensor, scale: Tensor) -> float:
+    """Largest |result - expected| / scale; infinite where the shapes differ or a NaN stands on one side only."""
+    if result.shape != expected.shape:
+        return float("inf")
+    if not result.numel():
+        return 0.0
+    result = result.detach().double()
+    difference = (result - expected).abs()
+    same = (result == expected) | (result.isnan() & expected.isnan())
+    tiny = torch.finfo(torch.float64).tiny
+    error = torch.where(same, 0.0, difference / scale.clamp_min(tiny))
+    return float(torch.where(error.isnan(), float("inf"), error).amax())

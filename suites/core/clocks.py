@@ -1,0 +1,121 @@
+"""Clocks: each takes blocks of samples of one closure.
+
+Hot and cold are different metrics and never mixed. A block warms up again first, because the runner hands out blocks in
+random order and other processes have run in between.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from reports import Json
+
+#: A sample lasts at least this long, in seconds: several calls together where one is shorter. Reading the clock twice
+#: takes about 0.1 us.
+SHORTEST_SAMPLE = 20e-6
+#: The part of a block that warms up again.
+WARM_PART = 0.2
+#: Seconds that the first warm-up lasts, at least.
+FIRST_WARM_UP = 0.1
+
+Call = Callable[[], Any]
+
+
+@dataclass
+class Samples:
+    """What one block gave.
+
+    Args:
+        calls: calls in each sample.
+        values: seconds per call, one a sample.
+        readings: what else was read, over the whole block: `page_faults` per call, clocks, power, ...
+    """
+
+    calls: int
+    values: list[float]
+    readings: Json = field(default_factory=dict)
+
+
+class Clock(Protocol):
+    """Takes samples of one closure, in one way."""
+
+    def block(self, seconds: float) -> Samples:
+        """Takes samples for about `seconds`, at least one."""
+
+
+def warm_up(call: Call, synchronize: Call, seconds: float) -> float:
+    """Calls for about `seconds`, at least once; returns the seconds of the last call."""
+    begin = time.perf_counter()
+    while True:
+        start = time.perf_counter()
+        result = call()
+        synchronize()
+        end = time.perf_counter()
+        del result
+        if end - begin >= seconds:
+            return end - start
+
+
+def minor_faults() -> int:
+    """Minor page faults of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+class WallClock:
+    """The host clock, the device synchronised on both sides of every call; on a CPU simply the host clock.
+
+    This is the method of the authors' timing script. Results are freed outside the clock.
+    """
+
+    def __init__(self, call: Call, synchronize: Call):
+        self._call, self._synchronize = call, synchronize
+        typical = warm_up(call, synchronize, FIRST_WARM_UP)
+        self._calls = max(1, round(SHORTEST_SAMPLE / typical))
+
+    def block(self, seconds: float) -> Samples:
+        call, synchronize, calls = self._call, self._synchronize, self._calls
+        if warm_up(call, synchronize, 0.0) < seconds:  # a call that outlasts the block has warmed up enough
+            warm_up(call, synchronize, WARM_PART * seconds)
+        values: list[float] = []
+        faults = minor_faults()
+        begin = time.perf_counter()
+        while True:
+            result = None
+            start = time.perf_counter()
+            for _ in range(calls):
+                result = call()
+                synchronize()
+            end = time.perf_counter()
+            del result
+            values.append((end - start) / calls)
+            if end - begin >= seconds:
+                break
+        faults = minor_faults() - faults
+        return Samples(calls, values, {"page_faults": faults / (calls * len(values))})
+
+
+class ColdClock:
+    """The host clock, the last-level cache flushed before each call."""
+
+    def __init__(self, call: Call, flush: Call):
+        self._call, self._flush = call, flush
+        warm_up(call, lambda: None, FIRST_WARM_UP)
+
+    def block(self, seconds: float) -> Samples:
+        warm_up(self._call, lambda: None, 0.0)
+        values: list[float] = []
+        begin = time.perf_counter()
+        while True:
+            self._flush()
+            start = time.perf_counter()
+            result = self._call()
+            end = time.perf_counter()
+            del result
+            values.append(end - start)
+            if end - begin >= seconds:
+                break
+        return Samples(1, values)

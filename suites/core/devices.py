@@ -1,0 +1,94 @@
+"""Devices: what a clock, a roof and an environment need of a CPU or a GPU, behind one interface.
+
+A worker opens its device; the runner never does. CUDA's part is `suites.core.cuda`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+from reports import Json
+from suites.core.clocks import Call, Clock, ColdClock, WallClock
+from suites.core.machine import available_memory, cpu_name, last_level_cache
+
+
+class Device(Protocol):
+    """One device, opened by a worker.
+
+    Args:
+        torch: as torch names it.
+        cache: bytes of the last-level cache.
+        main_clock: the metric whose latency is held against the roofs.
+    """
+
+    torch: torch.device
+    cache: int
+    main_clock: str
+
+    def describe(self) -> Json:
+        """Name and properties, for `run.json`."""
+
+    def free_memory(self) -> int:
+        """Bytes that can be allocated."""
+
+    def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
+        """The clocks of this device by metric, each set up (and warmed up) when called."""
+
+    def settings(self) -> Json:
+        """How this process measures, for the record."""
+
+
+class Cpu:
+    """The host's processor, all threads that torch was given."""
+
+    main_clock = "latency_wall"
+
+    def __init__(self) -> None:
+        self.torch = torch.device("cpu")
+        self.cache = last_level_cache()
+
+    def describe(self) -> Json:
+        return {
+            "kind": "cpu",
+            "name": cpu_name(),
+            "cache": self.cache,
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def free_memory(self) -> int:
+        return available_memory()
+
+    def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
+        return {
+            "latency_wall": lambda: WallClock(call, lambda: None),
+            "latency_cold": lambda: ColdClock(call, self._flush()),
+        }
+
+    def settings(self) -> Json:
+        return {"threads": torch.get_num_threads()}
+
+    def _flush(self) -> Call:
+        # Twice the cache, read and written, leaves nothing of what was there.
+        buffer = torch.zeros(2 * self.cache // 4)
+        return lambda: buffer.add_(1.0)
+
+
+def open_device(name: str) -> Device:
+    """The device that torch calls `name`.
+
+    Raises:
+        ValueError: if there is none; the text says which there are.
+    """
+    if name == "cpu":
+        return Cpu()
+    from suites.core.cuda import Cuda
+
+    return Cuda(name)
+
+
+def best_device() -> str:
+    """What `--device auto` stands for: the first CUDA device if there is one, else the CPU."""
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

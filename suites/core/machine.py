@@ -1,0 +1,109 @@
+"""What the operating system tells of this machine; needs no torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from reports import Json
+
+
+def describe_machine() -> Json:
+    """Processor, memory, kernel and load, for `run.json`."""
+    return {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "caches": cpu_caches(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
+        "load": os.getloadavg()[0],
+    }
+
+
+def cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_project(root: Path) -> Json:
+    """Git revision of the checkout and whether it has uncommitted changes; None outside a checkout."""
+    revision = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
+    changes = _output(["git", "-C", str(root), "status", "--porcelain"])
+    return {"revision": revision or None, "dirty": bool(changes) if revision else None}
+
+
+def describe_compiler() -> str | None:
+    """First line of the C++ compiler's version."""
+    compiler = os.environ.get("CXX", "c++")
+    return _output([compiler, "--version"]).partition("\n")[0] or None
+
+
+def warnings(machine: Json) -> list[str]:
+    """What makes this machine unfit to measure right now."""
+    found = []
+    if machine["load"] > 0.5 * machine["cores"]:
+        found.append(f"load average {machine['load']:.1f} on {machine['cores']} cores: other programs are running")
+    if machine["governor"] not in (None, "performance"):
+        found.append(f"CPU frequency governor is {machine['governor']}, not performance: clocks change under load")
+    if sys.platform != "linux":
+        found.append("not Linux: no heap policy, page faults or memory limits; latencies depend on process history")
+    return found
+
+
+def _output(command: list[str]) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def available_memory() -> int:
+    """Bytes of host memory that can be had without swapping."""
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def cpu_name() -> str:
+    """The processor's model."""
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_caches() -> dict[str, int]:
+    """Bytes of the first core's data caches, by level: `L1`, `L2`, ..."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if _text(index / "type") in ("Data", "Unified"):
+            found["L" + _text(index / "level")] = parse_size(_text(index / "size"))
+    return found
+
+
+def last_level_cache() -> int:
+    """Bytes of the largest cache; 32 MiB where the system does not tell."""
+    return max(cpu_caches().values(), default=32 * 2**20)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size as the kernel prints it, like `36608K`."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text)
+
+
+def _lines(path: str) -> list[str]:
+    return _text(Path(path)).splitlines()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

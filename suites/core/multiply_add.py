@@ -1,0 +1,5 @@
+"""temporary"""
+
+
+def multiply_add(device, dtype):
+    return None

@@ -1,0 +1,207 @@
+"""Before anything is measured: which cases there are, what each needs and takes, and which need not be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ops import AxisValue, op_files
+from reports import Json, Metric, Record
+from suites import PROCESS_AXES, Case, Declaration, Suite
+from suites.core.cases import PRESETS, Selection, UsageError, expand, record
+from suites.core.machine import available_memory, cores
+from suites.core.processes import Server, WorkerLost
+
+#: The part of the roofs that a call is guessed to reach, before anything is known of it.
+GUESSED_EFFICIENCY = 0.5
+#: Seconds that a worker takes besides its calls: fork, imports, inputs, warm-up.
+OVERHEAD = {True: 0.7, False: 0.3}
+#: Calls of a case besides its samples, in each process, and once for the check.
+WARM_CALLS, CHECK_CALLS = 4, 8
+#: The part of the free host memory that workers may use.
+USABLE = 0.8
+DECLARE_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An op file that cannot be read."""
+
+    file: str
+    status: str
+    reason: str
+
+
+@dataclass
+class Plan:
+    """The cases of a run, with closed forms and forecasts.
+
+    Args:
+        device: `run.json`'s description of the device.
+        free: bytes that can be allocated on the device.
+        rates: `copy` in B/s and `matmul` in MAC/s, a quick look for forecasts alone.
+        costs: closed forms by case id, see `ops.Costs`.
+    """
+
+    selection: Selection
+    suites: Mapping[str, Suite]
+    device: Json
+    software: Json
+    free: int
+    rates: Mapping[str, float]
+    declared: Mapping[str, Declaration]
+    broken: list[Broken]
+    cases: list[Case]
+    costs: Mapping[str, Json] = field(default_factory=dict)
+
+    def need(self, case: Case) -> int:
+        """Bytes that the case must hold at once, by formula; 0 if its op does not say."""
+        return int(sum(self.costs.get(case.id, {}).get("memory", {}).values()))
+
+    def floor_bytes(self, case: Case) -> int:
+        """Bytes that the case must move, by formula; 0 if its op does not say."""
+        return int(self.costs.get(case.id, {}).get("floor_bytes", 0))
+
+    def call_forecast(self, case: Case) -> float:
+        """Seconds of one call: its multiply-accumulates and its memory, written and read once, at half the roofs."""
+        macs = sum(self.costs.get(case.id, {}).get("macs", {}).values())
+        roof = macs / self.rates["matmul"] + 2 * self.need(case) / self.rates["copy"]
+        return float(roof / GUESSED_EFFICIENCY)
+
+    def forecast(self, case: Case) -> float:
+        """Seconds that the case takes in the run, all processes together."""
+        call = self.call_forecast(case)
+        if not self.suites[case.suite].timed:
+            return OVERHEAD[False] + WARM_CALLS * call
+        processes = self.selection.processes
+        sampling = max(self.selection.seconds, processes * call)
+        return processes * (OVERHEAD[True] + WARM_CALLS * call) + CHECK_CALLS * call + sampling
+
+    def memory_limits(self, cases: list[Case]) -> dict[str, int]:
+        """Bytes of host memory that each of these workers may use, so that together they leave some free."""
+        needs = {case.id: self.need(case) if case.kind == "cpu" else 0 for case in cases}
+        spare = max(0, int(USABLE * available_memory()) - sum(needs.values())) // max(1, len(cases))
+        return {name: need + spare for name, need in needs.items()}
+
+    def settled(self, case: Case, run: str) -> Record | None:
+        """The record of a case that need not be measured, or None."""
+        need, call = self.need(case), self.call_forecast(case)
+        if need > self.free and self.suites[case.suite].timed:
+            reason = f"needs {need} B by formula, {self.free} B are free"
+            return record(
+                case, run, "does_not_fit", reason, metrics=[Metric("memory_needed", "B", need, better="less")]
+            )
+        longest = PRESETS[self.selection.preset].longest_call
+        if longest is not None and not self.selection.forced and call > longest and self._calls(case):
+            reason = f"one call is forecast to take {call:.1f} s, preset limit {longest:g} s; --seconds measures it"
+            return record(case, run, "skipped", reason)
+        return None
+
+    def _calls(self, case: Case) -> bool:
+        return "batch" in self.suites[case.suite].axes
+
+    def broken_records(self, run: str) -> list[Record]:
+        """A record in each suite for every op file that cannot be read."""
+        kind = self.selection.kind
+        return [
+            Record(
+                run,
+                f"{suite}:{Path(b.file).stem}@{kind}",
+                1,
+                suite,
+                Path(b.file).stem,
+                "",
+                kind,
+                {},
+                b.status,
+                b.reason,
+            )
+            for b in self.broken
+            for suite in self.suites
+        ]
+
+
+def make_plan(selection: Selection, suites: Mapping[str, Suite], server: Server) -> Plan:
+    """Reads the declarations, expands the axes and works out the closed forms, all in workers.
+
+    Raises:
+        UsageError: if the selection names what there is not, or the device cannot be opened.
+    """
+    device = _open_device(selection, server)
+    selection.device = device["name"]
+    declared, broken = declare(server, selection.op_files)
+    _refuse_unknown_axes(selection, declared.values())
+    cases = expand(selection, suites.values(), declared, cores())
+    return Plan(
+        selection,
+        suites,
+        device["device"],
+        device["software"],
+        device["free"],
+        device["rates"],
+        declared,
+        broken,
+        cases,
+        _costs(server, cases),
+    )
+
+
+def declare(server: Server, further: Iterable[str]) -> tuple[dict[str, Declaration], list[Broken]]:
+    """Reads every op file, each in a worker of its own.
+
+    Raises:
+        UsageError: if two files define the same op.
+    """
+    declared: dict[str, Declaration] = {}
+    broken: list[Broken] = []
+    for file in [*map(str, op_files()), *further]:
+        answer = _ask_once(server, {"do": "declare", "file": file})
+        if answer["status"] != "ok":
+            broken.append(Broken(file, answer["status"], f"{Path(file).name} cannot be read: {answer['reason']}"))
+            continue
+        for data in answer["ops"]:
+            op = Declaration.from_json(data)
+            if op.name in declared:
+                raise UsageError(f"--op-file: {file} defines the op {op.name!r}, which {declared[op.name].file} has")
+            declared[op.name] = op
+    return declared, broken
+
+
+def _open_device(selection: Selection, server: Server) -> Json:
+    process: dict[str, AxisValue] = {name: axis.default for name, axis in PROCESS_AXES.items()} | {"threads": cores()}
+    answer = _ask_once(server, {"do": "device", "device": selection.device, "process": process})
+    if answer["status"] != "ok":
+        raise UsageError(f"--device: {answer['reason'].partition(': ')[2] or answer['reason']}")
+    return answer
+
+
+def _refuse_unknown_axes(selection: Selection, declared: Iterable[Declaration]) -> None:
+    own = {axis.name: axis for op in declared for axis in op.extra_axes}
+    for name in selection.axes:
+        if not selection.is_shared_axis(name) and name not in own:
+            raise UsageError(f"--axis: {name!r} is not one of {', '.join(sorted(own)) or 'no further axes'}")
+
+
+def _costs(server: Server, cases: list[Case]) -> dict[str, Json]:
+    """Closed forms by case id; absent for an op that does not give them, which its own worker will tell."""
+    by_op: dict[str, list[Case]] = {}
+    for case in cases:
+        by_op.setdefault(case.op, []).append(case)
+    found: dict[str, Any] = {}
+    for some in by_op.values():
+        answer = _ask_once(server, {"do": "costs", "cases": [case.to_json() for case in some]})
+        if answer["status"] == "ok":
+            found |= {case.id: costs for case, costs in zip(some, answer["costs"], strict=True)}
+    return found
+
+
+def _ask_once(server: Server, request: Json) -> Json:
+    worker = server.fork()
+    try:
+        return worker.ask(request, DECLARE_TIMEOUT)
+    except WorkerLost as lost:
+        return {"status": lost.status, "reason": lost.reason}
+    finally:
+        worker.close()

@@ -1,0 +1,173 @@
+"""The worker's side: answers the runner's requests, one JSON object a line, until the runner hangs up.
+
+Requests (`do`):
+    declare  read an op file: its ops, impls and axes
+    costs    closed forms of cases
+    device   describe the device and its free memory
+    begin    build a case's inputs, check its result, set up its clocks
+    roofs    set up the clocks of the roofs
+    block    take one block of samples
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ops import Op, Skip, load
+from reports import Json
+from suites import Case, suites
+from suites.core.clocks import Clock
+
+#: glibc's mallopt parameters, see `man mallopt`.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+HUGE = 2**31 - 1
+
+
+class Worker:
+    """What one worker process has begun."""
+
+    def __init__(self) -> None:
+        self.clocks: dict[str, Clock] = {}
+
+    def answer(self, request: Json) -> Json:
+        """Does what is asked; a failure of any kind becomes a status and a reason."""
+        handler: Callable[[Json], Json] = getattr(self, "do_" + request["do"])
+        try:
+            return {"status": "ok", **handler(request)}
+        except Skip as skip:
+            return {"status": "skipped", "reason": str(skip)}
+        except Exception as error:
+            return {"status": status_of(error), "reason": one_line(error)}
+
+    def do_declare(self, request: Json) -> Json:
+        return {"ops": [declaration(op, request["file"]) for op in load(Path(request["file"])).values()]}
+
+    def do_costs(self, request: Json) -> Json:
+        cases = [Case.from_json(data) for data in request["cases"]]
+        ops = load(Path(cases[0].file))
+        return {"costs": [asdict(ops[case.op].costs(case.point)) for case in cases]}
+
+    def do_device(self, request: Json) -> Json:
+        from suites.core.devices import best_device, open_device
+        from suites.core.roofs import probe
+
+        name = best_device() if request["device"] == "auto" else request["device"]
+        prepare_process(request["process"])
+        device = open_device(name)
+        rates = probe(device)
+        return {
+            "name": name,
+            "device": device.describe(),
+            "free": device.free_memory(),
+            "rates": rates,
+            "software": software(),
+        }
+
+    def do_begin(self, request: Json) -> Json:
+        from suites.core.bench import Bench
+
+        case = Case.from_json(request["case"])
+        prepare_process(case.process)
+        bench = Bench(case, seed=request["seed"], check=request["check"])
+        begun = suites()[case.suite].begin(bench)
+        self.clocks = begun.clocks
+        settings = {**bench.device.settings(), **begun.settings}
+        answer = {"metrics": [m.to_json() for m in begun.metrics], "clocks": list(self.clocks), "settings": settings}
+        return {**answer, "status": "failed", "reason": begun.failure} if begun.failure else answer
+
+    def do_roofs(self, request: Json) -> Json:
+        from suites.core.devices import open_device
+        from suites.core.roofs import roof_clocks
+
+        prepare_process(request["process"])
+        self.clocks, work = roof_clocks(open_device(request["device"]), request["dtype"], request["copies"])
+        return {"work": work}
+
+    def do_block(self, request: Json) -> Json:
+        return asdict(self.clocks[request["clock"]].block(request["seconds"]))
+
+
+def prepare_process(process: Mapping[str, Any]) -> None:
+    """Applies the values of `PROCESS_AXES` to this process, before it allocates anything."""
+    import torch
+
+    if process["malloc"] == "steady":
+        steady_heap()
+    torch.set_num_threads(process["threads"])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(process["tf32"])
+    torch.backends.cudnn.benchmark = True
+
+
+def steady_heap() -> None:
+    """Keeps freed pages: no allocation by mmap, no trimming (glibc; elsewhere nothing happens).
+
+    Otherwise page faults, which depend on what the process did before, are most of what is measured on a CPU.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, HUGE)
+
+
+def declaration(op: Op, file: str) -> Json:
+    """What `suites.Declaration` holds, as JSON."""
+    return {
+        "name": op.name,
+        "title": op.title,
+        "version": op.version,
+        "file": file,
+        "roof": op.roof,
+        "combines": op.combines,
+        "extra_axes": [asdict(axis) for axis in op.extra_axes],
+        "impls": list(op.impls),
+        "slow_impls": [impl.name for impl in op.impls.values() if impl.slow_start],
+    }
+
+
+def software() -> Json:
+    """Versions of what computes."""
+    import platform
+
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "torch_build": " ".join(torch.__config__.show().split()),
+    }
+
+
+def status_of(error: BaseException) -> str:
+    """The status of a case that raised `error`: out of memory, a poisoned CUDA context, or plainly failed."""
+    import torch
+
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
+        return "oom"
+    return "crashed" if "CUDA error" in text or "device-side assert" in text else "failed"
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message, in one line of bounded length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
+
+
+def serve(link: socket.socket) -> None:
+    """Answers requests until the runner hangs up. After a poisoned context the process ends with its answer."""
+    worker = Worker()
+    with link, link.makefile("rb") as requests:
+        for line in requests:
+            answer = worker.answer(json.loads(line))
+            link.sendall(json.dumps(answer).encode() + b"\n")
+            if answer["status"] == "crashed":
+                return
