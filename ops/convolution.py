@@ -1,0 +1,84 @@
+"""Convolutions, whose filters are the same at every pixel: the dense `conv` and the depthwise `dwconv`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import Closure, Costs, Inputs, Op, Point
+from .core.closed_forms import held
+from .core.seeded import empty_module, fill_convolution, normal
+
+
+class _Convolution(Op):
+    """nn.Conv2d with bias: features (N, C, H, W) -> (N, C, Ho, Wo)."""
+
+    def groups(self, point: Point) -> int:
+        """How many groups the channels are split in."""
+        raise NotImplementedError
+
+    def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
+        c = point.channels
+
+        def make() -> nn.Conv2d:
+            return nn.Conv2d(
+                c, c, point.kernel_size, point.stride, point.padding, point.dilation, groups=self.groups(point)
+            )
+
+        conv = empty_module(make, point, device)
+        fill_convolution(conv, generator)
+        return Inputs({"features": normal((point.batch, c, point.height, point.width), point, generator)}, conv)
+
+    def apply(self, inputs: Inputs, point: Point) -> Tensor:
+        conv = cast(nn.Conv2d, inputs.module)
+        return self._convolve(inputs["features"], conv.weight, cast(Tensor, conv.bias), point)
+
+    def magnitude(self, inputs: Inputs, point: Point) -> Tensor:
+        conv = cast(nn.Conv2d, inputs.module)
+        return self._convolve(inputs["features"].abs(), conv.weight.abs(), cast(Tensor, conv.bias).abs(), point)
+
+    def _convolve(self, features: Tensor, weight: Tensor, bias: Tensor, point: Point) -> Tensor:
+        return F.conv2d(features, weight, bias, point.stride, point.padding, point.dilation, self.groups(point))
+
+    def costs(self, point: Point) -> Costs:
+        """c^2 k^2 weights, or c k^2 depthwise (poster, Table 1), and c biases.
+
+        floor_bytes: features x, weight w and bias b read, output o written; a backward pass reads x, w and the gradient
+        of o, and writes those of x, w and b: 3 (x + w) + 2 (b + o) in all.
+        """
+        c, products = point.channels, 3 if point.backward else 1
+        weight = c * c // self.groups(point) * point.taps
+        features, output = point.pixels * c, point.out_pixels * c
+        elements = 3 * (features + weight) + 2 * (c + output) if point.backward else features + weight + c + output
+        return Costs(
+            params={"weight": weight, "bias": c},
+            macs={"conv": products * point.out_pixels * weight},
+            floor_bytes=elements * point.itemsize,
+            memory=held(point, features=features, parameters=weight + c, output=output),
+        )
+
+
+class Conv(_Convolution):
+    name, title = "conv", "Conv"
+    roof = "matmul"
+
+    def groups(self, point: Point) -> int:
+        return 1
+
+
+class DwConv(_Convolution):
+    name, title = "dwconv", "DwConv"
+
+    def groups(self, point: Point) -> int:
+        return point.channels
+
+
+@Conv.impl("torch")
+@DwConv.impl("torch")
+def _(inputs: Inputs, point: Point) -> Closure:
+    """nn.Conv2d, as the authors time it: cuDNN on CUDA, oneDNN on the CPU."""
+    conv, features = cast(nn.Conv2d, inputs.module), inputs["features"]
+    return lambda: conv(features)

@@ -1,0 +1,56 @@
+"""Seeded inputs and parameters, in the dtype and layout that a point asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .. import Point
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def dtype_of(point: Point) -> torch.dtype:
+    """The torch dtype of the point's element type."""
+    dtype: torch.dtype = getattr(torch, point.dtype)
+    return dtype
+
+
+def memory_format_of(point: Point) -> torch.memory_format:
+    """The torch memory format of the point's layout."""
+    return torch.channels_last if point.layout == "channels_last" else torch.contiguous_format
+
+
+def normal(shape: Sequence[int], point: Point, generator: torch.Generator, std: float = 1.0) -> Tensor:
+    """A leaf of that shape, (N, C, H, W), drawn from a normal distribution; the same values in every layout."""
+    drawn = torch.empty(shape, dtype=dtype_of(point), device=generator.device).normal_(0, std, generator=generator)
+    return drawn.contiguous(memory_format=memory_format_of(point)).requires_grad_(point.backward)
+
+
+def empty_module(make: Callable[[], Module], point: Point, device: torch.device) -> Module:
+    """The module that `make` constructs, in eval mode, its parameters allocated but not yet drawn.
+
+    Drawing the default initialisation first would take seconds for the 151 million parameters of a dynamic filter.
+    """
+    with torch.device("meta"):
+        module = make()
+    # nn.Module.to takes a memory_format, which its annotations omit
+    module = cast(Any, module).to(dtype=dtype_of(point), memory_format=memory_format_of(point)).to_empty(device=device)
+    return module.eval().requires_grad_(point.backward)
+
+
+@torch.no_grad()
+def fill_convolution(conv: nn.Conv2d, generator: torch.Generator, gain: float = 1.0) -> None:
+    """Draws weight and bias; inputs of unit variance give outputs of a variance about `gain` squared.
+
+    The same values in every layout: they are drawn in the order of a contiguous weight.
+    """
+    fan_in = conv.weight[0].numel()
+    drawn = torch.empty(conv.weight.shape, dtype=conv.weight.dtype, device=conv.weight.device)
+    conv.weight.copy_(drawn.normal_(0, gain * fan_in**-0.5, generator=generator))
+    if conv.bias is not None:
+        conv.bias.normal_(0, 0.1, generator=generator)
