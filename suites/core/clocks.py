@@ -103,7 +103,6 @@ class ColdClock:
 
     def __init__(self, call: Call, flush: Call):
         self._call, self._flush = call, flush
-        warm_up(call, lambda: None, FIRST_WARM_UP)
 
     def block(self, seconds: float) -> Samples:
         warm_up(self._call, lambda: None, 0.0)

@@ -21,7 +21,8 @@ class Session:
 
     def __init__(self, suites: Mapping[str, Suite], selection: Selection, replicates: int | None = None):
         timed = any(suite.timed for suite in suites.values())
-        preload = sorted({name for suite in suites.values() for name in suite.preload})
+        own = sorted({name for suite in suites.values() for name in suite.preload})
+        preload = ["torch", "suites.core.bench", "suites.core.roofs", *own]
         #: Where to keep what workers print, if it is to be kept.
         self.log: Path | None = None
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)

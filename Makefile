@@ -1,0 +1,42 @@
+# make setup    .venv from the pinned constraints
+# make bench    set up, build, and run the main job on this machine: preset quick, default suites, to runs/latest/report.md
+# make test     set up, lint, types, and all tests that need no GPU
+# make gpu      on a machine with a GPU: build, gpu tests, then PRESET (paper) to one tar
+# SYSTEM=1      with any of them: use the present Python and its packages, install nothing
+
+PYTHON ?= python3
+PRESET ?= paper
+ARGS ?=
+
+ifdef SYSTEM
+PY := $(PYTHON)
+READY :=
+else
+PY := .venv/bin/python
+READY := .venv/.ready
+endif
+
+.PHONY: setup bench test lint gpu clean
+
+setup: $(READY)
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, PYTHON=... names one")'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+bench: $(READY)
+	$(PY) runner.py $(ARGS)
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(PY) -m clang_format --dry-run --Werror
+
+test: lint
+	$(PY) -m pytest -m "not gpu" $(ARGS)
+
+clean:
+	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,38 @@
+"""What the tests share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = ROOT / "tests" / "op_files" / "hostile.py"
+
+Runner = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped by name where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture()
+def runner(tmp_path: Path) -> Runner:
+    """Runs `runner.py` as a user would, from an empty folder, and returns the finished process."""
+
+    def run(*arguments: str, timeout: float = 180.0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "runner.py"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
