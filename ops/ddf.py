@@ -512,10 +512,11 @@ class DDFModule(Op):
         )
         gain = nn.init.calculate_gain("relu") / point.kernel_size
         raw = F.conv2d(features, predict.weight, predict.bias, point.stride).unflatten(1, (-1, point.taps))
-        spatial = (_standardised(raw) * gain).flatten(1, 2)
+        spatial = (_standardised(raw, absolute) * gain).flatten(1, 2)
         hidden = F.linear(features.mean((2, 3)), squeeze.weight.flatten(1), squeeze.bias).relu()
         raw = F.linear(hidden, excite.weight.flatten(1), excite.bias).view(-1, point.channels, point.taps)
-        channel = _standardised(raw) * cast(Tensor, pack.channel_branch[4].std).view(point.channels, point.taps)
+        std = cast(Tensor, pack.channel_branch[4].std).view(point.channels, point.taps)
+        channel = _standardised(raw, absolute) * std
         return _reference(features, channel, spatial, point, absolute)
 
     def costs(self, point: Point) -> Costs:
@@ -560,10 +561,15 @@ def _extra(point: Point) -> tuple[int, float]:
     return int(point.extra.get("head", 1)), float(point.extra.get("se_ratio", 0.2))
 
 
-def _standardised(filters: Tensor) -> Tensor:
-    """Zero mean and unit spread over the taps, dimension 2."""
-    centred = filters - filters.mean(2, keepdim=True)
-    return centred / (filters.std(2, keepdim=True) + 1e-10)
+def _standardised(filters: Tensor, absolute: bool) -> Tensor:
+    """Zero mean and unit spread over the taps, dimension 2; or the absolute terms of that, |x| + mean |x| over the spread.
+
+    Terms, not their difference: where a tap is close to the mean, its rounding error is that of both.
+    """
+    spread = filters.std(2, keepdim=True) + 1e-10
+    if absolute:
+        return (filters.abs() + filters.abs().mean(2, keepdim=True)) / spread.detach()
+    return (filters - filters.mean(2, keepdim=True)) / spread
 
 
 @DDFOp.impl("composite")
