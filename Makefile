@@ -11,9 +11,11 @@ ARGS ?=
 ifdef SYSTEM
 PY := $(PYTHON)
 READY :=
+CLANG_FORMAT := clang-format
 else
 PY := .venv/bin/python
 READY := .venv/.ready
+CLANG_FORMAT := .venv/bin/clang-format
 endif
 
 .PHONY: setup bench test lint gpu clean
@@ -33,7 +35,7 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(PY) -m clang_format --dry-run --Werror
+	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(CLANG_FORMAT) --dry-run --Werror
 
 test: lint
 	$(PY) -m pytest -m "not gpu" $(ARGS)

@@ -159,7 +159,7 @@ def chosen_suites(asked: list[str] | None) -> list[str]:
         return [suite.name for suite in known.values() if suite.default]
     for name in asked:
         one_of("--suite", name, ["all", *known])
-    return list(known) if "all" in asked else list(dict.fromkeys(asked))
+    return [name for name in known if name in asked or "all" in asked]
 
 
 def chosen_axes(options: argparse.Namespace) -> dict[str, list[object]]:

@@ -146,6 +146,8 @@ class Suite:
 
     name: ClassVar[str]
     help: ClassVar[str]
+    #: Suites are taken in rising order.
+    order: ClassVar[int] = 100
     #: Whether a run without `--suite` takes it.
     default: ClassVar[bool] = True
     #: Axes that matter to it, of `AXES` and `PROCESS_AXES`; an op's own axes always matter.
@@ -175,4 +177,4 @@ def suites() -> dict[str, Suite]:
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Suite) and value.__module__ == module.__name__:
                 found[value.name] = value()
-    return found
+    return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))

@@ -45,6 +45,7 @@ NOT_MACS = {
 
 class Flops(Suite):
     name = "flops"
+    order = 40
     help = "multiply-accumulates: closed form, fvcore and torch's counter, differences itemised"
     axes = tuple(name for name in AXES if name not in ("dtype", "layout", "direction"))
     preload = ("fvcore.nn", "torch.utils.flop_counter")
@@ -118,7 +119,7 @@ def count_torch(bench: Bench) -> tuple[Mapping[str, int], Mapping[str, int]]:
     counter = FlopCounterMode(display=False)
     with counter, Seen():
         bench.forward()
-    counted = {plain(str(name)): int(flops) // 2 for name, flops in counter.get_flop_counts()["Global"].items()}
+    counted = {plain(str(name)): int(flops) // 2 for name, flops in counter.get_flop_counts().get("Global", {}).items()}
     return counted, {name: count for name, count in calls.items() if name not in counted}
 
 
@@ -138,10 +139,10 @@ def itemise(
             found.append({"counter": counter, "kind": name, "macs": macs, "reason": NOT_MACS[name]})
         else:
             by_kind[kind_of(name, formula)] += macs
-    for kind in sorted({*formula, *by_kind}):
-        difference = by_kind[kind] - formula.get(kind, 0)
+    differences = {kind: by_kind[kind] - formula.get(kind, 0) for kind in sorted({*formula, *by_kind})}
+    for kind, difference in differences.items():
         if difference:
-            reason = reason_for(kind, by_kind[kind], formula.get(kind, 0), unseen)
+            reason = reason_for(kind, differences, by_kind[kind], unseen)
             found.append({"counter": counter, "kind": kind, "macs": difference, "reason": reason})
     return found
 
@@ -159,8 +160,10 @@ def kind_of(name: str, formula: Mapping[str, int]) -> str:
     return kind
 
 
-def reason_for(kind: str, counted: int, expected: int, unseen: Mapping[str, int]) -> str:
+def reason_for(kind: str, differences: Mapping[str, int], counted: int, unseen: Mapping[str, int]) -> str:
     """Why a counter differs from the closed form; empty if nothing explains it."""
+    if kind in ("conv", "linear") and differences.get("conv", 0) == -differences.get("linear", 0):
+        return "a 1x1 convolution done as a matrix product"
     products = {name: unseen[name] for name in ("mul", "mul_", "addcmul", "addcmul_") if name in unseen}
     if kind == "dynamic_filter" and not counted and products:
         listed = ", ".join(f"{count} x {name}" for name, count in products.items())

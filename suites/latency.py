@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 class Latency(Suite):
     name = "latency"
+    order = 10
     help = "time of one call: hot, cold, on the device; page faults; percent of the measured roof"
     timed = True
 

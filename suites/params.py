@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 class Params(Suite):
     name = "params"
+    order = 30
     help = "learned parameters: counted in the module, by closed form, and itemised"
     axes = ("channels", "kernel_size")
     per_impl = False

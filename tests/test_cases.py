@@ -1,0 +1,149 @@
+"""From a selection to cases, their ids and groups."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ops import Axis, Point
+from suites import Case, Declaration, Suite, suites
+from suites.core.cases import PRESETS, Selection, UsageError, expand, groups
+
+CONV = Declaration("conv", "Conv", 1, "conv.py", "matmul", False, (), ("torch",), ())
+HEAD = Axis("head", 1, "groups of channels with a spatial filter each")
+DDF = Declaration("ddf", "DDF", 3, "ddf.py", "fma", True, (HEAD,), ("composite", "compiled"), ("compiled",))
+DECLARED = {"conv": CONV, "ddf": DDF}
+LATENCY, PARAMS = suites()["latency"], suites()["params"]
+
+
+def selection(**changes: object) -> Selection:
+    plain = Selection(
+        suites=["latency"],
+        device="cpu",
+        preset="quick",
+        ops=None,
+        impls=None,
+        axes={},
+        processes=3,
+        seconds=1.0,
+        forced=False,
+        timeout=60.0,
+        seed=0,
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def ids(chosen: Selection, *taken: Suite) -> list[str]:
+    return [case.id for case in expand(chosen, taken or [LATENCY], DECLARED, cores=4)]
+
+
+def test_id_is_the_documented_one() -> None:
+    chosen = selection(axes={"size": [[56, 48]]})
+    assert ids(chosen) == [
+        "latency:conv/torch@cpu:float32:nchw:forward:n1c256h56w48k3s1d1",
+        "latency:ddf/composite@cpu:float32:nchw:forward:n1c256h56w48k3s1d1:mul",
+    ]
+
+
+def test_further_axes_stand_in_the_id_only_off_their_default() -> None:
+    axes = {"size": [[7, 7]], "threads": [4, 1], "malloc": ["default"], "head": ["1", "2"], "tf32": [1]}
+    found = ids(selection(ops=["ddf"], axes=axes))
+    start = "latency:ddf/composite@cpu:float32:nchw:forward:n1c256h7w7k3s1d1:mul"
+    assert found == [
+        f"{start}:malloc=default:tf32=1",
+        f"{start}:head=2:malloc=default:tf32=1",
+        f"{start}:malloc=default:tf32=1:threads=1",
+        f"{start}:head=2:malloc=default:tf32=1:threads=1",
+    ]
+
+
+def test_a_suite_leaves_out_what_does_not_matter_to_it() -> None:
+    cases = expand(selection(axes={"combine": ["mul", "add"]}), [PARAMS], DECLARED, cores=4)
+    assert [case.id for case in cases] == ["params:conv/torch@cpu:c256k3", "params:ddf/composite@cpu:c256k3"]
+    assert cases[1].values == {"channels": 256, "kernel_size": 3, "head": 1}
+
+
+def test_ids_are_unique_over_every_axis() -> None:
+    axes = {
+        "size": [[7, 7], [7, 8]],
+        "batch": [1, 2],
+        "channels": [8, 16],
+        "kernel_size": [3, 5],
+        "stride": [1, 2],
+        "dilation": [1, 2],
+        "combine": ["mul", "add"],
+        "dtype": ["float32", "float16"],
+        "layout": ["nchw", "channels_last"],
+        "direction": ["forward", "forward_backward"],
+        "head": ["1", "2"],
+    }
+    found = ids(selection(axes=axes, preset="paper"))
+    shared = 2**9
+    assert len(found) == len(set(found)) == shared * (1 + 2 * 2 * 2)
+
+
+def test_ops_and_impls_of_one_point_form_a_group() -> None:
+    axes = {"size": [[7, 7], [14, 14]], "combine": ["mul", "add"], "head": ["1", "2"]}
+    found = groups(expand(selection(axes=axes), [LATENCY], DECLARED, cores=4))
+    assert [len(group) for group in found] == [5, 5]
+    assert {case.point.height for case in found[0]} == {7}
+
+
+def test_quick_leaves_slow_impls_out_unless_named() -> None:
+    assert not any("compiled" in name for name in ids(selection()))
+    assert all("ddf/compiled" in name for name in ids(selection(impls=["compiled"])))
+    assert any("compiled" in name for name in ids(selection(preset="paper")))
+
+
+def test_presets_give_the_documented_shapes() -> None:
+    quick = expand(selection(), [LATENCY], DECLARED, cores=4)
+    assert [case.point.height for case in quick if case.op == "conv"] == [7, 14, 28, 56]
+    assert {case.point.batch for case in quick} == {1}
+    assert {case.point.batch for case in expand(selection(device="cuda:0"), [LATENCY], DECLARED, 4)} == {8}
+    paper = expand(selection(preset="paper"), [LATENCY], DECLARED, cores=4)
+    assert [case.point.height for case in paper if case.op == "conv"] == [7, 14, 28, 56, 112, 224]
+    full = expand(selection(preset="full"), [LATENCY], DECLARED, cores=4)
+    assert {case.point.dtype for case in full} == {"float32", "float64", "float16", "bfloat16"}
+    assert (200, 300) in {(case.point.height, case.point.width) for case in full}
+    assert {case.point.batch for case in full} == {32}
+    assert set(PRESETS) == {"quick", "paper", "full"}
+
+
+def test_ops_of_an_op_file_take_part_without_being_named() -> None:
+    mine = replace(CONV, name="mine", file="/x/mine.py")
+    cases = expand(selection(op_files=["/x/mine.py"]), [PARAMS], {**DECLARED, "mine": mine}, cores=4)
+    assert [case.op for case in cases] == ["conv", "ddf", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ops": ["conf"]}, "--op: 'conf' is not one of conv, ddf"),
+        ({"impls": ["nativ"]}, "--impl: 'nativ' is not one of compiled, composite, torch (ops conv, ddf)"),
+        ({"ops": ["conv"], "impls": ["composite"]}, "--impl: 'composite' is not one of torch (ops conv)"),
+        ({"axes": {"head": ["0"]}}, "--axis head: '0' is not an integer of at least 1"),
+    ],
+)
+def test_what_there_is_not_is_refused_by_name(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        expand(selection(**changes), [LATENCY], DECLARED, cores=4)
+    assert str(refusal.value) == says
+
+
+def test_a_case_survives_json() -> None:
+    case = expand(selection(), [LATENCY], DECLARED, cores=4)[-1]
+    assert Case.from_json(case.to_json()) == case
+    assert Case.from_json(case.to_json()).id == case.id
+
+
+def test_sizes_of_a_point() -> None:
+    point = Point(batch=2, height=9, width=8, kernel_size=5, stride=3, dilation=2, dtype="bfloat16")
+    assert (point.out_height, point.out_width, point.padding) == (3, 3, 4)
+    assert (point.pixels, point.out_pixels, point.taps, point.itemsize) == (144, 18, 25, 2)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "2", ""])
+def test_an_axis_refuses_what_is_not_allowed(text: str) -> None:
+    with pytest.raises(ValueError, match="is not an odd integer of at least 1"):
+        Axis("kernel_size", 3, "", odd=True).parse(text)
