@@ -1,0 +1,284 @@
+// The one file that knows torch: schemas, checks, outputs, and the way to the kernels.
+//
+// It uses torch's stable C interface only, and nothing newer than TORCH_TARGET_VERSION (a compiler
+// flag), so that one library serves every torch from that version on and any Python. Fake kernels,
+// autograd and autocast are registered beside the public function, in ops/core/native.py.
+
+#include <dlfcn.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "ddf/ddf.h"
+
+namespace ddf {
+namespace {
+
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+Sizes sizes(const Tensor& tensor) {
+  const auto array = tensor.sizes();
+  return Sizes(array.begin(), array.end());
+}
+
+std::string show(const Sizes& sizes) {
+  std::ostringstream text;
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "(") << sizes[i];
+  text << (sizes.empty() ? "()" : sizes.size() == 1 ? ",)" : ")");
+  return text.str();
+}
+
+int32_t dtype_code(const Tensor& tensor) {
+  int32_t code = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+DType dtype_of(const Tensor& features) {
+  const int32_t code = dtype_code(features);
+  if (code == aoti_torch_dtype_float32()) return DType::float32;
+  if (code == aoti_torch_dtype_float64()) return DType::float64;
+  if (code == aoti_torch_dtype_float16()) return DType::float16;
+  if (code == aoti_torch_dtype_bfloat16()) return DType::bfloat16;
+  fail("features: expected float32, float64, float16 or bfloat16, got torch's dtype number ", code);
+}
+
+Combine combine_of(const std::string& name) {
+  if (name == "mul") return Combine::mul;
+  if (name == "add") return Combine::add;
+  fail("combine: expected mul or add, got '", name, "'");
+}
+
+void check(const char* name, const Tensor& tensor, const Sizes& expected, const char* meaning,
+           const Tensor& features) {
+  if (sizes(tensor) != expected) {
+    fail(name, ": expected shape ", show(expected), ", ", meaning, ", got ", show(sizes(tensor)));
+  }
+  if (dtype_code(tensor) != dtype_code(features)) {
+    fail(name, ": expected the dtype of features, of shape ", show(sizes(features)),
+         "; got another, with shape ", show(sizes(tensor)));
+  }
+  if (tensor.is_cuda() != features.is_cuda() ||
+      tensor.get_device_index() != features.get_device_index()) {
+    fail(name, ": expected the device of features, of shape ", show(sizes(features)),
+         "; got another, with shape ", show(sizes(tensor)));
+  }
+}
+
+View view(const Tensor& tensor, void* data) {
+  View view;
+  view.data = data;
+  const auto strides = tensor.strides();
+  std::copy(strides.begin(), strides.end(), view.stride);
+  return view;
+}
+
+View input(const Tensor& tensor) {
+  const void* data = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &data));
+  return view(tensor, const_cast<void*>(data));
+}
+
+View output(const Tensor& tensor) {
+  void* data = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor.get(), &data));
+  return view(tensor, data);
+}
+
+// Checks the inputs against one another and describes them; `out` is still missing.
+Params describe(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
+                int64_t dilation, int64_t stride, const std::string& combine) {
+  Params p;
+  p.dtype = dtype_of(features);
+  p.combine = combine_of(combine);
+  const Sizes shape = sizes(features), filter = sizes(channel_filter);
+  if (shape.size() != 4 || shape[1] < 1 || shape[2] < 1 || shape[3] < 1) {
+    fail("features: expected shape (N, C, H, W), only N may be 0, got ", show(shape));
+  }
+  if (filter.size() != 4 || filter[2] % 2 == 0 || filter[2] > kMaxKernelSize) {
+    fail("channel_filter: expected shape (N, C, k, k) with an odd k of at most ", kMaxKernelSize,
+         ", got ", show(filter));
+  }
+  if (dilation < 1) fail("dilation: expected at least 1, got ", dilation);
+  if (stride < 1) fail("stride: expected at least 1, got ", stride);
+
+  p.batch = shape[0];
+  p.channels = shape[1];
+  p.height = shape[2];
+  p.width = shape[3];
+  p.kernel_size = filter[2];
+  p.out_height = (p.height - 1) / stride + 1;
+  p.out_width = (p.width - 1) / stride + 1;
+  // Beyond the size of the plane both have the same effect as that size, and no product can
+  // overflow.
+  p.stride = std::min(stride, std::max(p.height, p.width));
+  p.dilation = std::min(dilation, std::max(p.height, p.width));
+
+  const int64_t k = p.kernel_size;
+  check("channel_filter", channel_filter, {p.batch, p.channels, k, k}, "(N, C, k, k)", features);
+  check("spatial_filter", spatial_filter, {p.batch, k * k, p.out_height, p.out_width},
+        "(N, k*k, Ho, Wo)", features);
+  p.features = input(features);
+  p.channel = input(channel_filter);
+  p.spatial = input(spatial_filter);
+  return p;
+}
+
+Sizes out_shape(const Params& p) { return {p.batch, p.channels, p.out_height, p.out_width}; }
+
+// A new tensor in the memory format of `like`: channels last where channels are adjacent and pixels
+// are not.
+Tensor empty(const Sizes& shape, const Tensor& like) {
+  const bool channels_last = like.stride(1) == 1 && like.stride(3) != 1;
+  const int64_t c = shape[1], h = shape[2], w = shape[3];
+  const Sizes strides =
+      channels_last ? Sizes{h * w * c, 1, w * c, c} : Sizes{c * h * w, h * w, w, 1};
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, shape.data(), strides.data(), dtype_code(like),
+                                                  device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+void parallel_for(int64_t items, int64_t grain, void (*body)(int64_t, int64_t, void*),
+                  void* context) {
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, items, grain, body, context));
+}
+
+#ifdef DDF_CUDA
+// The stream is asked of libtorch_cuda by name: a torch without CUDA lacks the function, and a hard
+// reference to it would keep this library from loading there.
+void* current_stream(int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_NOW);
+    void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+    return reinterpret_cast<Function>(symbol);
+  }();
+  if (!function) fail("features: on a CUDA device, but this torch has no libtorch_cuda.so");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  return stream;
+}
+
+void run_cuda(int (*kernel)(const Params&, int, void*), const Params& p, const Tensor& features) {
+  const int32_t device = features.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const int error = kernel(p, device, current_stream(device));
+  if (error != 0) {
+    fail("ddf: the CUDA kernel for features of shape ", show(sizes(features)),
+         " could not be launched: ", cuda_error_string(error));
+  }
+}
+#endif
+
+void run_forward(const Params& p, [[maybe_unused]] const Tensor& features) {
+  if (p.batch == 0) return;
+  if (!features.is_cuda()) return cpu_forward(p, parallel_for);
+#ifdef DDF_CUDA
+  run_cuda(cuda_forward, p, features);
+#else
+  fail("features: on a CUDA device, but this library was built without CUDA, for want of nvcc");
+#endif
+}
+
+void run_backward(const Params& p, [[maybe_unused]] const Tensor& features) {
+  if (p.batch == 0) return;
+  if (!features.is_cuda()) return cpu_backward(p, parallel_for);
+#ifdef DDF_CUDA
+  run_cuda(cuda_backward, p, features);
+#else
+  fail("features: on a CUDA device, but this library was built without CUDA, for want of nvcc");
+#endif
+}
+
+Tensor forward(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
+               int64_t dilation, int64_t stride, const std::string& combine) {
+  Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
+  const Tensor out = empty(out_shape(p), features);
+  p.out = output(out);
+  run_forward(p, features);
+  return out;
+}
+
+void forward_out(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
+                 int64_t dilation, int64_t stride, const std::string& combine, const Tensor& out) {
+  Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
+  check("out", out, out_shape(p), "(N, C, Ho, Wo)", features);
+  for (int i = 0; i < 4; ++i) {
+    if (out.size(i) > 1 && out.stride(i) == 0) {
+      fail("out: expected a place for each element, got shape ", show(sizes(out)),
+           " with stride 0 in dimension ", i);
+    }
+  }
+  p.out = output(out);
+  run_forward(p, features);
+}
+
+// A gradient that is not wanted comes back with no elements.
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& features,
+                                            const Tensor& channel_filter,
+                                            const Tensor& spatial_filter, int64_t dilation,
+                                            int64_t stride, const std::string& combine,
+                                            bool want_features, bool want_channel,
+                                            bool want_spatial) {
+  Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
+  check("grad", grad, out_shape(p), "(N, C, Ho, Wo)", features);
+  p.out = input(grad);
+  const auto make = [](bool wanted, const Tensor& like, View* where) {
+    const Tensor gradient = empty(wanted ? sizes(like) : Sizes{0, 0, 0, 0}, like);
+    if (wanted) *where = output(gradient);
+    return gradient;
+  };
+  const Tensor grad_features = make(want_features, features, &p.grad_features);
+  const Tensor grad_channel = make(want_channel, channel_filter, &p.grad_channel);
+  const Tensor grad_spatial = make(want_spatial, spatial_filter, &p.grad_spatial);
+  run_backward(p, features);
+  return {grad_features, grad_channel, grad_spatial};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(ddf, m) {
+  m.def(
+      "forward(Tensor features, Tensor channel_filter, Tensor spatial_filter, int dilation, "
+      "int stride, str combine) -> Tensor");
+  m.def(
+      "forward_out(Tensor features, Tensor channel_filter, Tensor spatial_filter, int dilation, "
+      "int stride, str combine, Tensor(a!) out) -> ()");
+  m.def(
+      "backward(Tensor grad, Tensor features, Tensor channel_filter, Tensor spatial_filter, "
+      "int dilation, int stride, str combine, bool want_features, bool want_channel, "
+      "bool want_spatial) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
+  m.impl("forward", TORCH_BOX(&forward));
+  m.impl("forward_out", TORCH_BOX(&forward_out));
+  m.impl("backward", TORCH_BOX(&backward));
+}
+
+// Without CUDA kernels too, so that the error says what is missing.
+STABLE_TORCH_LIBRARY_IMPL(ddf, CUDA, m) {
+  m.impl("forward", TORCH_BOX(&forward));
+  m.impl("forward_out", TORCH_BOX(&forward_out));
+  m.impl("backward", TORCH_BOX(&backward));
+}
+
+}  // namespace ddf

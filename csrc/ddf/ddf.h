@@ -1,0 +1,61 @@
+// The DDF operator: what its kernels are told, and what they offer. No torch in here.
+//
+//   out[n,c,y,x] = sum_j combine(S[n,j,y,x], C[n,c,j]) * F[n,c, y*stride + dilation*dy_j, x*stride
+//   + dilation*dx_j]
+//
+// j runs over the k*k taps, dy_j and dx_j over -(k-1)/2 .. (k-1)/2; F is zero outside its plane. A
+// tap in the padding is multiplied by that zero like any other, so that an infinite filter gives
+// nan there, as in a padded copy of F. Floor per output at k = 3: 9 multiply-accumulates and 9
+// combinations; the bytes of F, S, C and out once each.
+#pragma once
+
+#include <cstdint>
+
+namespace ddf {
+
+// Larger kernels are refused by name: 127 x 127 taps are 16,129 products an output.
+constexpr int64_t kMaxKernelSize = 127;
+
+enum class DType { float32, float64, float16, bfloat16 };
+enum class Combine { mul, add };
+
+// Data with four strides, counted in elements. A null pointer is a tensor that is not wanted.
+struct View {
+  void* data = nullptr;
+  int64_t stride[4] = {};
+};
+
+struct Params {
+  DType dtype;
+  Combine combine;
+  int64_t batch, channels;
+  int64_t height, width;          // of the features
+  int64_t out_height, out_width;  // floor((size - 1) / stride) + 1
+  int64_t kernel_size, stride, dilation;
+
+  View features;  // F: (batch, channels, height, width)
+  View channel;   // C: (batch, channels, kernel_size, kernel_size)
+  View spatial;   // S: (batch, kernel_size^2, out_height, out_width)
+  View
+      out;  // (batch, channels, out_height, out_width): the result, or on the way back its gradient
+
+  View grad_features, grad_channel, grad_spatial;  // backward only: shaped as F, C and S
+};
+
+// Calls body(begin, end, context) on ranges that cover 0 .. items, each at least `grain` long, on
+// several threads.
+using ParallelFor = void (*)(int64_t items, int64_t grain,
+                             void (*body)(int64_t begin, int64_t end, void* context),
+                             void* context);
+
+// Results do not depend on the number of threads.
+void cpu_forward(const Params& params, ParallelFor parallel_for);
+void cpu_backward(const Params& params, ParallelFor parallel_for);
+
+// Return a cudaError_t; `stream` is a cudaStream_t on the current device, which is not
+// synchronised.
+int cuda_forward(const Params& params, void* stream);
+int cuda_backward(const Params& params, void* stream);
+const char* cuda_error_string(int error);
+
+}  // namespace ddf

@@ -1,0 +1,30 @@
+// What ddf_simd.cpp, compiled once per instruction set, offers to ddf_cpu.cpp, which picks one of
+// them and runs it.
+#pragma once
+
+#include "ddf/ddf.h"
+
+namespace ddf {
+
+// Work that threads share: items in any order and any split give the same bits.
+struct Job {
+  int64_t items = 0;
+  int64_t work = 0;           // multiply-accumulates of one item, roughly
+  int64_t scratch_bytes = 0;  // that one call of `run` needs, aligned to 64
+  void (*run)(const Params&, int64_t begin, int64_t end, void* scratch) = nullptr;
+};
+
+struct CpuKernels {
+  Job (*forward)(const Params&);
+  Job (*grad_features)(const Params&);
+  Job (*grad_channel)(const Params&);
+  Job (*grad_spatial)(const Params&);
+};
+
+extern const CpuKernels kernels_baseline;
+#ifdef __x86_64__
+extern const CpuKernels kernels_avx2;
+extern const CpuKernels kernels_avx512;
+#endif
+
+}  // namespace ddf

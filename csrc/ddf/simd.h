@@ -1,0 +1,171 @@
+// Vectors of the width this file is compiled for, through the compiler's vector extension, and
+// 16-bit floats in them.
+//
+// Everything is in an unnamed namespace: this header is compiled once per instruction set, and a
+// function that the linker could share between them would run AVX-512 code on a machine without it.
+// For the same reason nothing here or in ddf_simd.cpp calls a template of the standard library.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace ddf {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// What sums are taken in.
+template <typename T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <typename T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename A>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <typename A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename A>
+using Vector = typename VectorOf<A>::type;
+
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
+
+template <typename To, typename From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// The conversions below hold for U = uint32_t with F = float and, lane by lane, for U = Words with
+// F = Vector<float>.
+
+// All ones where a < b, else zero; both below 2^31.
+template <typename U>
+inline U less(U a, U b) {
+  return 0 - ((a - b) >> 31);
+}
+
+template <typename U>
+inline U select(U mask, U yes, U no) {
+  return (mask & yes) | (~mask & no);
+}
+
+template <typename F, typename U>
+inline F widen(U bits, BFloat16) {
+  return bit_cast<F>(bits << 16);
+}
+
+template <typename F, typename U>
+inline F widen(U bits, Half) {
+  const U zero = bits ^ bits;
+  const U magnitude = (bits & 0x7fff) << 13;
+  const U normal = magnitude + (zero + (112u << 23));  // exponent bias 15 -> 127
+  const U infinite = normal + (zero + (112u << 23));   // exponent 31 -> 255
+  const U one = zero + (113u << 23);                   // 2^-14, the least normal number
+  const U subnormal = bit_cast<U>(bit_cast<F>(magnitude + one) - bit_cast<F>(one));
+  const U finite = select(less<U>(magnitude, zero + (1u << 23)), subnormal, normal);
+  const U value = select(less<U>(magnitude, zero + (31u << 23)), finite, infinite);
+  return bit_cast<F>(value | ((bits & 0x8000) << 16));
+}
+
+// Rounds to nearest, ties to even; nan stays nan.
+template <typename F, typename U>
+inline U narrow(F value, BFloat16) {
+  const U bits = bit_cast<U>(value);
+  const U zero = bits ^ bits;
+  const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return select(less<U>(zero + (255u << 23), bits & 0x7fffffff), (bits >> 16) | 0x40, rounded);
+}
+
+template <typename F, typename U>
+inline U narrow(F value, Half) {
+  const U bits = bit_cast<U>(value);
+  const U zero = bits ^ bits;
+  const U magnitude = bits & 0x7fffffff;
+  const U normal = (magnitude - (zero + (112u << 23)) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 0.5 leaves the subnormal's bits, rounded, at the bottom of the mantissa.
+  const U half = zero + (126u << 23);
+  const U subnormal = bit_cast<U>(bit_cast<F>(magnitude) + bit_cast<F>(half)) - half;
+  const U infinite = select(less<U>(zero + (255u << 23), magnitude), zero + 0x7e00, zero + 0x7c00);
+  const U finite = select(less<U>(magnitude, zero + (113u << 23)), subnormal, normal);
+  const U overflow =
+      zero + (143u << 23);  // 2^16; from 65520 on, rounding carries into infinity by itself
+  return select(less<U>(magnitude, overflow), finite, infinite) | ((bits >> 16) & 0x8000);
+}
+
+// One element, or a vector of consecutive ones at any address, as accumulators; and back.
+
+template <typename T>
+inline Accumulator<T> load_one(const T* from) {
+  if constexpr (sizeof(T) == 2) {
+    return widen<float>(static_cast<uint32_t>(from->bits), T{});
+  } else {
+    return *from;
+  }
+}
+
+template <typename T>
+inline void store_one(T* to, Accumulator<T> value) {
+  if constexpr (sizeof(T) == 2) {
+    to->bits = static_cast<uint16_t>(narrow<float, uint32_t>(value, T{}));
+  } else {
+    *to = value;
+  }
+}
+
+template <typename T>
+inline Vector<Accumulator<T>> load(const T* from) {
+  if constexpr (sizeof(T) == 2) {
+    HalfWords bits;
+    memcpy(&bits, from, sizeof(bits));
+    return widen<Vector<float>>(__builtin_convertvector(bits, Words), T{});
+  } else {
+    Vector<T> value;
+    memcpy(&value, from, sizeof(value));
+    return value;
+  }
+}
+
+template <typename T>
+inline void store(T* to, Vector<Accumulator<T>> value) {
+  if constexpr (sizeof(T) == 2) {
+    const HalfWords bits =
+        __builtin_convertvector((narrow<Vector<float>, Words>(value, T{})), HalfWords);
+    memcpy(to, &bits, sizeof(bits));
+  } else {
+    memcpy(to, &value, sizeof(value));
+  }
+}
+
+}  // namespace
+}  // namespace ddf

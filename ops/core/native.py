@@ -1,0 +1,248 @@
+"""The native operator: loads its library, and registers with torch what the library leaves to Python.
+
+The library defines `ddf::forward`, `ddf::forward_out` and `ddf::backward` with their CPU and CUDA kernels. This module
+adds the fake kernels that torch.compile and torch.export trace with, autograd, autocast, and the FLOP formulas.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from . import build
+
+__all__ = ["apply", "apply_out", "fvcore_handles", "load"]
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def apply(
+    features: Tensor,
+    channel_filter: Tensor,
+    spatial_filter: Tensor,
+    dilation: int = 1,
+    stride: int = 1,
+    combine: str = "mul",
+) -> Tensor:
+    """The DDF operator: out[n,c,y,x] = sum_j combine(S[n,j,y,x], C[n,c,j]) * F[n, c, y*stride + dilation*dy_j, ...].
+
+    Args:
+        features: F, (N, C, H, W), float32, float64, float16 or bfloat16, of any strides.
+        channel_filter: C, (N, C, k, k), k odd and at most 127.
+        spatial_filter: S, (N, k*k, Ho, Wo), Ho = floor((H-1)/stride)+1, likewise Wo.
+        combine: `mul` or `add`.
+
+    Returns:
+        (N, C, Ho, Wo), channels last where the features are; summed in float32, or float64 for float64.
+
+    Raises:
+        BuildError: if the library is not there and cannot be built.
+        RuntimeError: if an argument does not fit; the text names it, its shape and what was expected.
+    """
+    load()
+    return torch.ops.ddf.forward(features, channel_filter, spatial_filter, dilation, stride, combine)
+
+
+def apply_out(
+    features: Tensor,
+    channel_filter: Tensor,
+    spatial_filter: Tensor,
+    out: Tensor,
+    dilation: int = 1,
+    stride: int = 1,
+    combine: str = "mul",
+) -> Tensor:
+    """`apply` into `out`, (N, C, Ho, Wo), which must not overlap the inputs; without gradients.
+
+    Raises:
+        As `apply` does.
+    """
+    load()
+    torch.ops.ddf.forward_out(features, channel_filter, spatial_filter, dilation, stride, combine, out)
+    return out
+
+
+@functools.cache
+def load() -> build.Library:
+    """Builds the library if need be, loads it and registers the operator; the second call does nothing.
+
+    Raises:
+        BuildError: if it cannot be built.
+    """
+    library = build.build("ddf")
+    torch.ops.load_library(str(library.path))
+    _register()
+    return library
+
+
+# --------------------------------------------------------------------------------------------------------- registration
+
+
+def _register() -> None:
+    torch.library.register_fake("ddf::forward", _fake_forward)
+    torch.library.register_fake("ddf::forward_out", _fake_forward_out)
+    torch.library.register_fake("ddf::backward", _fake_backward)
+    torch.library.register_autograd("ddf::forward", _differentiate, setup_context=_keep_inputs)
+    torch.library.register_autograd("ddf::backward", _refuse_second_derivative)
+    for kind in ("CPU", "CUDA"):
+        torch.library.impl("ddf::forward", f"Autocast{kind}", functools.partial(_autocast, kind.lower()))
+    register_flop_formula(torch.ops.ddf.forward)(_forward_flops)
+    register_flop_formula(torch.ops.ddf.forward_out)(_forward_flops)
+    register_flop_formula(torch.ops.ddf.backward)(_backward_flops)
+
+
+def _fake_forward(
+    features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, dilation: int, stride: int, combine: str
+) -> Tensor:
+    return _empty(_check(features, channel_filter, spatial_filter, dilation, stride, combine), features)
+
+
+def _fake_forward_out(
+    features: Tensor,
+    channel_filter: Tensor,
+    spatial_filter: Tensor,
+    dilation: int,
+    stride: int,
+    combine: str,
+    out: Tensor,
+) -> None:
+    shape = _check(features, channel_filter, spatial_filter, dilation, stride, combine)
+    _check_like("out", out, shape, "(N, C, Ho, Wo)", features)
+
+
+def _fake_backward(
+    grad: Tensor,
+    features: Tensor,
+    channel_filter: Tensor,
+    spatial_filter: Tensor,
+    dilation: int,
+    stride: int,
+    combine: str,
+    want_features: bool,
+    want_channel: bool,
+    want_spatial: bool,
+) -> tuple[Tensor, ...]:
+    shape = _check(features, channel_filter, spatial_filter, dilation, stride, combine)
+    _check_like("grad", grad, shape, "(N, C, Ho, Wo)", features)
+    wanted = (features, want_features), (channel_filter, want_channel), (spatial_filter, want_spatial)
+    return tuple(_empty(like.shape if wants else (0, 0, 0, 0), like) for like, wants in wanted)
+
+
+def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """As the library allocates: channels last where the channels of `like` are adjacent and its pixels are not."""
+    channels_last = like.stride(1) == 1 and like.stride(3) != 1
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)
+
+
+def _check(
+    features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, dilation: int, stride: int, combine: str
+) -> tuple[int, ...]:
+    """What the library checks, for tensors without data: returns the shape of the output.
+
+    Raises:
+        RuntimeError: with the library's text.
+    """
+    if features.dtype not in DTYPES:
+        raise RuntimeError(f"features: expected float32, float64, float16 or bfloat16, got {features.dtype}")
+    if combine not in ("mul", "add"):
+        raise RuntimeError(f"combine: expected mul or add, got {combine!r}")
+    if features.dim() != 4 or any(size < 1 for size in features.shape[1:]):
+        raise RuntimeError(f"features: expected shape (N, C, H, W), only N may be 0, got {tuple(features.shape)}")
+    if channel_filter.dim() != 4 or channel_filter.shape[2] % 2 == 0 or channel_filter.shape[2] > 127:
+        raise RuntimeError(
+            "channel_filter: expected shape (N, C, k, k) with an odd k of at most 127, "
+            f"got {tuple(channel_filter.shape)}"
+        )
+    for name, value in (("dilation", dilation), ("stride", stride)):
+        if value < 1:
+            raise RuntimeError(f"{name}: expected at least 1, got {value}")
+    n, c, h, w = features.shape
+    k = channel_filter.shape[2]
+    ho, wo = (h - 1) // stride + 1, (w - 1) // stride + 1
+    _check_like("channel_filter", channel_filter, (n, c, k, k), "(N, C, k, k)", features)
+    _check_like("spatial_filter", spatial_filter, (n, k * k, ho, wo), "(N, k*k, Ho, Wo)", features)
+    return n, c, ho, wo
+
+
+def _check_like(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str, features: Tensor) -> None:
+    if tuple(tensor.shape) != expected:
+        raise RuntimeError(f"{name}: expected shape {expected}, {meaning}, got {tuple(tensor.shape)}")
+    for what in ("dtype", "device"):
+        if getattr(tensor, what) != getattr(features, what):
+            raise RuntimeError(
+                f"{name}: expected the {what} of features, of shape {tuple(features.shape)}; "
+                f"got another, with shape {tuple(tensor.shape)}"
+            )
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tensors, ctx.settings = inputs[:3], inputs[3:]
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:3]
+    gradients = torch.ops.ddf.backward(grad, *ctx.saved_tensors, *ctx.settings, *wanted)
+    return *(g if wants else None for g, wants in zip(gradients, wanted, strict=True)), None, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("second derivatives of ddf are not implemented")
+
+
+def _autocast(kind: str, *args: Any) -> Tensor:
+    """Casts as a convolution under autocast does, float64 excepted; the sum is still taken in float32."""
+    dtype = torch.get_autocast_dtype(kind)
+    tensors = [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in args[:3]]
+    with torch.autocast(kind, enabled=False):
+        return torch.ops.ddf.forward(*tensors, *args[3:])
+
+
+# ---------------------------------------------------------------------------------------------------------------- FLOPs
+
+
+def _macs(features: tuple[int, ...], channel_filter: tuple[int, ...], spatial_filter: tuple[int, ...]) -> int:
+    """One multiply-accumulate per tap and output, padding taps included; combining the filters is not counted."""
+    return prod(spatial_filter) * features[1]
+
+
+def _forward_flops(
+    features: tuple[int, ...], channel_filter: tuple[int, ...], spatial_filter: tuple[int, ...], *_: Any, **__: Any
+) -> int:
+    """torch's counter takes a multiply-accumulate for two."""
+    return 2 * _macs(features, channel_filter, spatial_filter)
+
+
+def _backward_flops(
+    grad: tuple[int, ...],
+    features: tuple[int, ...],
+    channel_filter: tuple[int, ...],
+    spatial_filter: tuple[int, ...],
+    dilation: int,
+    stride: int,
+    combine: str,
+    *wanted: bool,
+    **_: Any,
+) -> int:
+    """Each gradient takes as many multiply-accumulates as the output does."""
+    return 2 * _macs(features, channel_filter, spatial_filter) * sum(wanted)
+
+
+def fvcore_handles() -> dict[str, Callable[[list[Any], list[Any]], int]]:
+    """What fvcore's FlopCountAnalysis needs to know the operator: `analysis.set_op_handle(**fvcore_handles())`.
+
+    fvcore counts a multiply-accumulate as one.
+    """
+
+    def forward(inputs: list[Any], outputs: list[Any]) -> int:
+        features, channel_filter, spatial_filter = (tuple(value.type().sizes()) for value in inputs[:3])
+        return _macs(features, channel_filter, spatial_filter)
+
+    return {"ddf::forward": forward}
