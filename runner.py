@@ -253,7 +253,9 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
     began = time.monotonic()
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
     with Session(chosen, selection) as session:
-        plan = make_plan(selection, chosen, session.servers[0])
+        plan = make_plan(
+            selection, chosen, session.servers[0], say=lambda line: print(line, file=sys.stderr, flush=True)
+        )
         if resumed is None:
             directory = RunDirectory.create(path, describe(path.name, arguments, plan, ROOT, VERSION))
         else:

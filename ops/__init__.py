@@ -223,11 +223,13 @@ class Impl:
     Args:
         prepare: makes the closure that is timed; raises `Skip` where the impl cannot serve the case.
         slow_start: whether the first call takes long (a compilation); the preset `quick` leaves such impls out.
+        library: the folder of csrc that it is built from, if any; built before anything is measured.
     """
 
     name: str
     prepare: Callable[[Inputs, Point], Closure]
     slow_start: bool = False
+    library: str = ""
 
 
 class Op:
@@ -254,12 +256,12 @@ class Op:
 
     @classmethod
     def impl(
-        cls, name: str, *, slow_start: bool = False
+        cls, name: str, *, slow_start: bool = False, library: str = ""
     ) -> Callable[[Callable[[Inputs, Point], Closure]], Callable[[Inputs, Point], Closure]]:
         """Attaches the decorated function, which makes the timed closure, as the impl `name`."""
 
         def attach(prepare: Callable[[Inputs, Point], Closure]) -> Callable[[Inputs, Point], Closure]:
-            cls.impls[name] = Impl(name, prepare, slow_start)
+            cls.impls[name] = Impl(name, prepare, slow_start, library)
             return prepare
 
         return attach
@@ -306,6 +308,9 @@ def load(path: Path) -> dict[str, Op]:
     found = [
         value()
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Op) and value.__module__ == module.__name__ and "name" in vars(value)
+        if isinstance(value, type)
+        and issubclass(value, Op)
+        and value.__module__ == module.__name__
+        and "name" in vars(value)
     ]
     return {op.name: op for op in found}

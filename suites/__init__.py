@@ -50,6 +50,8 @@ class Declaration:
     extra_axes: tuple[Axis, ...]
     impls: tuple[str, ...]
     slow_impls: tuple[str, ...]
+    #: Folder of csrc by impl, of those that are built.
+    libraries: Mapping[str, str]
 
     @classmethod
     def from_json(cls, data: Json) -> Declaration:

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def runner(tmp_path: Path) -> Runner:
     """Runs `runner.py` as a user would, from an empty folder, and returns the finished process."""
 

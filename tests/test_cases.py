@@ -10,9 +10,9 @@ from ops import Axis, Point
 from suites import Case, Declaration, Suite, suites
 from suites.core.cases import PRESETS, Selection, UsageError, expand, groups
 
-CONV = Declaration("conv", "Conv", 1, "conv.py", "matmul", False, (), ("torch",), ())
+CONV = Declaration("conv", "Conv", 1, "conv.py", "matmul", False, (), ("torch",), (), {})
 HEAD = Axis("head", 1, "groups of channels with a spatial filter each")
-DDF = Declaration("ddf", "DDF", 3, "ddf.py", "fma", True, (HEAD,), ("composite", "compiled"), ("compiled",))
+DDF = Declaration("ddf", "DDF", 3, "ddf.py", "fma", True, (HEAD,), ("composite", "compiled"), ("compiled",), {})
 DECLARED = {"conv": CONV, "ddf": DDF}
 LATENCY, PARAMS = suites()["latency"], suites()["params"]
 

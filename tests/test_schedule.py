@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from test_cases import DECLARED, LATENCY, selection
@@ -73,7 +73,7 @@ class FakePlan:
     """A plan in which everything is open and fits."""
 
     free = 1000
-    suites = {"latency": LATENCY}
+    suites: ClassVar = {"latency": LATENCY}
 
     def __init__(self, need: int = 0):
         self._need = need
@@ -153,7 +153,9 @@ def test_the_roof_that_takes_longer_binds(copy_seconds: float, binding: str) -> 
     roofs.work = {"copy:8": 8.0, "fma": 50.0}
     roofs.outcome = Outcome(CASES[0])
     for clock, seconds in (("copy:8", copy_seconds), ("fma", 0.1)):
-        roofs.outcome.blocks += [Block(clock, p, r, 0.0, 1, [seconds] * 3) for p, r in itertools.product(range(2), range(3))]
+        roofs.outcome.blocks += [
+            Block(clock, p, r, 0.0, 1, [seconds] * 3) for p, r in itertools.product(range(2), range(3))
+        ]
     metrics = [
         Metric("floor_bytes", "B", 8),
         Metric("macs", "MAC", 100),

@@ -27,7 +27,7 @@ def describe(run: str, arguments: list[str], plan: Plan, root: Path, version: st
         "device": plan.device,
         "software": {**plan.software, **packages(), "compiler": machine.describe_compiler()},
         "probe": dict(plan.rates),
-        "warnings": machine.warnings(here),
+        "warnings": machine.warnings(here) + plan.not_built,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ OVERHEAD = {True: 0.7, False: 0.3}
 WARM_CALLS, CHECK_CALLS = 4, 8
 #: The part of the free host memory that workers may use.
 USABLE = 0.8
-DECLARE_TIMEOUT = 120.0
+#: Seconds of silence after which a worker that only reads or builds is given up.
+ANSWER_TIMEOUT = 300.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Plan:
         free: bytes that can be allocated on the device.
         rates: `copy` in B/s and `matmul` in MAC/s, a quick look for forecasts alone.
         costs: closed forms by case id, see `ops.Costs`.
+        not_built: libraries that could not be built, and why; impls that need them are skipped.
     """
 
     selection: Selection
@@ -55,6 +57,7 @@ class Plan:
     broken: list[Broken]
     cases: list[Case]
     costs: Mapping[str, Json] = field(default_factory=dict)
+    not_built: list[str] = field(default_factory=list)
 
     def need(self, case: Case) -> int:
         """Bytes that the case must hold at once, by formula; 0 if its op does not say."""
@@ -123,8 +126,13 @@ class Plan:
         ]
 
 
-def make_plan(selection: Selection, suites: Mapping[str, Suite], server: Server) -> Plan:
+def make_plan(
+    selection: Selection, suites: Mapping[str, Suite], server: Server, say: Callable[[str], None] | None = None
+) -> Plan:
     """Reads the declarations, expands the axes and works out the closed forms, all in workers.
+
+    Args:
+        say: if given, the libraries that the cases need are built, and it is called with each step of it.
 
     Raises:
         UsageError: if the selection names what there is not, or the device cannot be opened.
@@ -134,6 +142,7 @@ def make_plan(selection: Selection, suites: Mapping[str, Suite], server: Server)
     declared, broken = declare(server, selection.op_files)
     _refuse_unknown_axes(selection, declared.values())
     cases = expand(selection, suites.values(), declared, cores())
+    failed = [] if say is None else _build(server, suites, declared, cases, say)
     return Plan(
         selection,
         suites,
@@ -145,6 +154,7 @@ def make_plan(selection: Selection, suites: Mapping[str, Suite], server: Server)
         broken,
         cases,
         _costs(server, cases),
+        failed,
     )
 
 
@@ -167,6 +177,24 @@ def declare(server: Server, further: Iterable[str]) -> tuple[dict[str, Declarati
                 raise UsageError(f"--op-file: {file} defines the op {op.name!r}, which {declared[op.name].file} has")
             declared[op.name] = op
     return declared, broken
+
+
+def _build(
+    server: Server,
+    suites: Mapping[str, Suite],
+    declared: Mapping[str, Declaration],
+    cases: list[Case],
+    say: Callable[[str], None],
+) -> list[str]:
+    """Builds what the cases need, before anything is timed; returns what could not be built."""
+    wanted = {declared[case.op].libraries.get(case.impl, "") for case in cases} - {""}
+    if any(suite.timed for suite in suites.values()):
+        wanted.add("roofs")
+    if not wanted:
+        return []
+    answer = _ask_once(server, {"do": "build", "libraries": sorted(wanted)}, say)
+    failed: list[str] = answer["failed"] if answer["status"] == "ok" else [answer["reason"]]
+    return failed
 
 
 def _open_device(selection: Selection, server: Server) -> Json:
@@ -197,10 +225,10 @@ def _costs(server: Server, cases: list[Case]) -> dict[str, Json]:
     return found
 
 
-def _ask_once(server: Server, request: Json) -> Json:
+def _ask_once(server: Server, request: Json, say: Callable[[str], None] | None = None) -> Json:
     worker = server.fork()
     try:
-        return worker.ask(request, DECLARE_TIMEOUT)
+        return worker.ask(request, ANSWER_TIMEOUT, say)
     except WorkerLost as lost:
         return {"status": lost.status, "reason": lost.reason}
     finally:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,8 +46,12 @@ class Worker:
         self._file = link.makefile("rb")
         self._ended = False
 
-    def ask(self, request: Json, timeout: float) -> Json:
+    def ask(self, request: Json, timeout: float, say: Callable[[str], None] | None = None) -> Json:
         """Sends a request and returns the answer.
+
+        Args:
+            timeout: seconds of silence after which the worker is given up.
+            say: called with each line that the worker has to say on the way.
 
         Raises:
             WorkerLost: if the worker dies, or does not answer within `timeout` seconds and is killed for it.
@@ -57,7 +61,9 @@ class Worker:
         self._link.settimeout(timeout)
         try:
             self._link.sendall(json.dumps(request).encode() + b"\n")
-            line = self._file.readline()
+            while (line := self._file.readline()).startswith(b'{"say"'):
+                if say is not None:
+                    say(json.loads(line)["say"])
         except TimeoutError:
             self.close()
             raise WorkerLost("timeout", f"no answer within {timeout:g} s") from None

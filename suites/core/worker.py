@@ -3,6 +3,7 @@
 Requests (`do`):
     declare  read an op file: its ops, impls and axes
     costs    closed forms of cases
+    build    build libraries, saying each step
     device   describe the device and its free memory
     begin    build a case's inputs, check its result, set up its clocks
     roofs    set up the clocks of the roofs
@@ -31,10 +32,15 @@ HUGE = 2**31 - 1
 
 
 class Worker:
-    """What one worker process has begun."""
+    """What one worker process has begun.
 
-    def __init__(self) -> None:
+    Args:
+        say: passes a line on to the runner while a request is under way.
+    """
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
         self.clocks: dict[str, Clock] = {}
+        self._say = say
 
     def answer(self, request: Json) -> Json:
         """Does what is asked; a failure of any kind becomes a status and a reason."""
@@ -69,6 +75,17 @@ class Worker:
             "rates": rates,
             "software": software(),
         }
+
+    def do_build(self, request: Json) -> Json:
+        from ops.core.build import BuildError, build
+
+        failed = []
+        for name in request["libraries"]:
+            try:
+                build(name, progress=lambda line: self._say(f"{name}: {line}"))  # noqa: B023 (called at once)
+            except BuildError as error:
+                failed.append(f"csrc/{name} cannot be built: {one_line(error)}")
+        return {"failed": failed}
 
     def do_begin(self, request: Json) -> Json:
         from suites.core.bench import Bench
@@ -129,6 +146,7 @@ def declaration(op: Op, file: str) -> Json:
         "extra_axes": [asdict(axis) for axis in op.extra_axes],
         "impls": list(op.impls),
         "slow_impls": [impl.name for impl in op.impls.values() if impl.slow_start],
+        "libraries": {impl.name: impl.library for impl in op.impls.values() if impl.library},
     }
 
 
@@ -164,10 +182,14 @@ def one_line(error: BaseException) -> str:
 
 def serve(link: socket.socket) -> None:
     """Answers requests until the runner hangs up. After a poisoned context the process ends with its answer."""
-    worker = Worker()
+
+    def send(message: Json) -> None:
+        link.sendall(json.dumps(message).encode() + b"\n")
+
+    worker = Worker(say=lambda line: send({"say": line}))
     with link, link.makefile("rb") as requests:
         for line in requests:
             answer = worker.answer(json.loads(line))
-            link.sendall(json.dumps(answer).encode() + b"\n")
+            send(answer)
             if answer["status"] == "crashed":
                 return
