@@ -1,0 +1,221 @@
+"""Records arranged for reading: which series (op, impl, variant) has which value at which place on the axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import Metric, Record, Run
+
+#: The axes that make the place of a case. What else tells two cases of one op apart, `combine` for one, is its variant.
+PLACE_AXES = (
+    *("device", "dtype", "layout", "direction", "threads"),
+    *("batch", "channels", "kernel_size", "stride", "dilation", "resolution"),
+)
+_IN_WORDS = {
+    "threads": "threads {}",
+    "batch": "batch {}",
+    "channels": "{} channels",
+    "kernel_size": "{0}×{0} taps",
+    "stride": "stride {}",
+    "dilation": "dilation {}",
+}
+#: Ops in the order of columns; others follow by name.
+OPS = ("conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf")
+
+#: What the others are held against.
+BASELINES = ("dwconv", "conv")
+
+#: Values of `PLACE_AXES`, in that order; None where an axis does not apply, (height, width) for the resolution.
+Place = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """A metric that is worth a table of its own.
+
+    Args:
+        sentence: how its value is told.
+        by_impl: whether impls of one op can differ in it.
+        drawn: whether it is plotted.
+    """
+
+    suite: str
+    metric: str
+    title: str
+    sentence: str = "{}"
+    by_impl: bool = True
+    drawn: bool = True
+
+
+#: The first view of a suite whose metric occurs is its headline. A suite without views has a table for every metric.
+VIEWS = (
+    View("latency", "latency_device", "Latency, warm, device clock", "takes {}"),
+    View("latency", "latency_wall", "Latency, warm, host clock", "takes {}"),
+    View("latency", "latency_cold", "Latency, last-level cache flushed before each call", "takes {}"),
+    View("latency", "roof_fraction", "Share of the roof that binds", drawn=False),
+    View("params", "params", "Parameters", "has {} parameters", by_impl=False),
+    View("flops", "macs", "Multiply-accumulates of one call", "needs {}", by_impl=False),
+    View("memory", "peak_memory", "Memory during the call, beyond inputs and parameters", "takes {}"),
+    View("memory", "saved_memory", "Memory kept for backward", "keeps {}"),
+    View("memory", "filter_memory", "Memory of generated filters", "generates filters of {}"),
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """What is compared: a line of a plot, a column of a table. `impl` is empty where all impls share it."""
+
+    op: str
+    impl: str
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, (f"{self.op}/{self.impl}" if self.impl else self.op, self.variant)))
+
+    @property
+    def rank(self) -> tuple[int, str, str, str]:
+        """Sorts columns."""
+        return (OPS.index(self.op) if self.op in OPS else len(OPS), self.op, self.impl, self.variant)
+
+
+@dataclass(frozen=True)
+class Entry:
+    record: Record
+    place: Place
+    series: Series
+
+
+@dataclass
+class Pivot:
+    """One metric of one suite.
+
+    Args:
+        unit: of the metric.
+        rows: entries by series by place, in rising order of places; an entry may lack the metric.
+        columns: all series, in order.
+        varying: the axes in which the rows differ.
+    """
+
+    metric: str
+    unit: str
+    rows: dict[Place, dict[Series, Entry]]
+    columns: list[Series]
+    varying: list[str]
+
+    def value(self, place: Place, series: Series) -> Metric | None:
+        """The metric there, or None if there is no such number."""
+        entry = self.rows[place].get(series)
+        metric = entry and entry.record.metric(self.metric)
+        return metric if metric and metric.value is not None else None
+
+
+def device_names(runs: list[Run]) -> list[str]:
+    """What to call each run's device: its name, and the run where two have the same."""
+    names = [str((run.environment.get("device") or {}).get("name") or "") for run in runs]
+    labels = [str(run.environment.get("run") or run.path.name) for run in runs]
+    return [
+        name if name and names.count(name) == 1 else f"{name} ({label})" if name else label
+        for name, label in zip(names, labels, strict=True)
+    ]
+
+
+def resolution(record: Record) -> tuple[int, int] | None:
+    """Height and width, where both apply."""
+    height, width = record.axes.get("height"), record.axes.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def arrange(runs: list[Run], suite: str) -> list[Entry]:
+    """All records of one suite with their places and series."""
+    several = len(runs) > 1
+    found = [
+        (record, f"{record.device}: {name}" if several else record.device)
+        for run, name in zip(runs, device_names(runs), strict=True)
+        for record in run.records
+        if record.suite == suite
+    ]
+    variants = _variant_axes(record for record, _ in found)
+    return [
+        Entry(record, _place(record, device), Series(record.op, record.impl, _variant(record, variants[record.op])))
+        for record, device in found
+    ]
+
+
+def views(suite: str, entries: list[Entry]) -> list[View]:
+    """The views of a suite for which there are records."""
+    present = {m.name: None for entry in entries for m in entry.record.metrics if m.value is not None}
+    known = [view for view in VIEWS if view.suite == suite]
+    if known:
+        return [view for view in known if view.metric in present]
+    return [View(suite, metric, metric, drawn=False) for metric in present]
+
+
+def pivot(entries: list[Entry], view: View) -> Pivot:
+    """The table of one metric; where the impls of an op cannot differ in it, each op is one series."""
+    rows: dict[Place, dict[Series, Entry]] = {}
+    unit = ""
+    for entry in sorted(entries, key=lambda e: _sortable(e.place)):
+        series = entry.series if view.by_impl else Series(entry.series.op, "", entry.series.variant)
+        metric = entry.record.metric(view.metric)
+        row = rows.setdefault(entry.place, {})
+        if series not in row or (metric and metric.value is not None):
+            row[series] = entry
+        unit = metric.unit if metric else unit
+    columns = sorted({series for row in rows.values() for series in row}, key=lambda s: s.rank)
+    varying = [axis for i, axis in enumerate(PLACE_AXES) if len({place[i] for place in rows}) > 1]
+    return Pivot(view.metric, unit, rows, columns, varying)
+
+
+def axis_text(axis: str, value: Any) -> str:
+    """A value of an axis, short: `56×56`, `float32`."""
+    return "" if value is None else "{}×{}".format(*value) if axis == "resolution" else str(value)
+
+
+def place_text(place: Place, axes: Iterable[str] = PLACE_AXES) -> str:
+    """A place in words; a stride or dilation of 1 goes without saying."""
+    wanted = set(axes)
+    return ", ".join(
+        _IN_WORDS.get(axis, "{}").format(axis_text(axis, value))
+        for axis, value in zip(PLACE_AXES, place, strict=True)
+        if axis in wanted and value is not None and not (axis in ("stride", "dilation") and value == 1)
+    )
+
+
+def case_text(entry: Entry) -> str:
+    """A case in words, without what can be taken for granted."""
+    return f"{entry.series.label} ({place_text(entry.place)})"
+
+
+def _place(record: Record, device: str) -> Place:
+    known = {"device": device, "resolution": resolution(record)}
+    return tuple(known[axis] if axis in known else record.axes.get(axis) for axis in PLACE_AXES)
+
+
+def _variant_axes(records: Iterable[Record]) -> Mapping[str, list[str]]:
+    """By op, the axes outside `PLACE_AXES` that take several values."""
+    values: dict[str, dict[str, set[Any]]] = {}
+    for record in records:
+        by_axis = values.setdefault(record.op, {})
+        for axis, value in record.axes.items():
+            if axis not in PLACE_AXES and axis not in ("height", "width") and isinstance(value, int | float | str):
+                by_axis.setdefault(axis, set()).add(value)
+    return {op: sorted(axis for axis, seen in axes.items() if len(seen) > 1) for op, axes in values.items()}
+
+
+def _variant(record: Record, axes: list[str]) -> str:
+    values = ((axis, record.axes.get(axis)) for axis in axes)
+    return " ".join(v if isinstance(v, str) else f"{axis}={v}" for axis, v in values if v is not None)
+
+
+def _sortable(place: Place) -> tuple[Any, ...]:
+    """Numbers and resolutions by size, then text, then nothing."""
+    return tuple(map(_sort_key, place))
+
+
+def _sort_key(value: Any) -> tuple[int, float, str]:
+    if isinstance(value, tuple):
+        return (0, value[0] * value[1], "")
+    return (2, 0, "") if value is None else (1, 0, value) if isinstance(value, str) else (0, value, "")

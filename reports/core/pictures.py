@@ -1,0 +1,143 @@
+"""Which pictures a run has and what each shows; the drawing itself is `plots.py`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from .. import Metric, Run
+from .arrange import PLACE_AXES, Pivot, Place, Series, View, arrange, axis_text, pivot, place_text, views
+
+#: Drawing takes a good part of a second each, so no run has more; what is left out is in the tables.
+MOST_PICTURES = 8
+#: What a metric is drawn against: the first of these that takes several values, else bars.
+_X_AXES = ("resolution", "channels", "kernel_size", "batch", "threads")
+_INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
+
+
+@dataclass
+class Picture:
+    """One plot.
+
+    Args:
+        path: relative to the run's directory, without suffix.
+        where: what all its points have in common.
+        x_axis: the axis it is drawn against, None for bars.
+        ticks: where that axis has points, and what they are called.
+        lines: by series, the points (x, metric) in rising order; a bar has its only point at 0.
+        missing: series that have fewer points, and why, in words.
+    """
+
+    path: str
+    title: str
+    where: str
+    metric: str
+    unit: str
+    x_axis: str | None
+    ticks: dict[float, str]
+    lines: dict[Series, list[tuple[float, Metric]]]
+    missing: list[str]
+
+    @property
+    def points(self) -> int:
+        return sum(map(len, self.lines.values()))
+
+
+def pictures(runs: list[Run]) -> tuple[list[Picture], int]:
+    """The pictures of some runs, and how many more there would be.
+
+    Each view has its fullest picture before any has a second one.
+    """
+    found = []
+    for suite in dict.fromkeys(suite for run in runs for suite in run.suites()):
+        entries = arrange(runs, suite)
+        for view in views(suite, entries):
+            if view.drawn:
+                panels = sorted(_panels(runs, view, pivot(entries, view)), key=lambda p: -p.points)
+                found += list(enumerate(panels))
+    ordered = [picture for _, picture in sorted(found, key=lambda f: f[0])]
+    return ordered[:MOST_PICTURES], max(0, len(ordered) - MOST_PICTURES)
+
+
+def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
+    """One picture for each combination of the axes that it is not drawn against."""
+    valued = [place for place in table.rows if any(table.value(place, series) for series in table.columns)]
+    x_axis = next((axis for axis in _X_AXES if len({place[_INDEX[axis]] for place in valued} - {None}) > 1), None)
+    groups: dict[Place, list[Place]] = {}
+    for place in table.rows:
+        groups.setdefault(_without(place, x_axis), []).append(place)
+    varying = [axis for axis in table.varying if axis != x_axis]
+    device = str((runs[0].environment.get("device") or {}).get("name") or "") if len(runs) == 1 else ""
+    found = []
+    for common, group in groups.items():
+        lines, ticks = _lines(table, group, x_axis)
+        found.append(
+            Picture(
+                path="plots/" + "-".join([view.suite, view.metric, *(_slug(axis, common) for axis in varying)]),
+                title=view.title,
+                where=", ".join(filter(None, (device, place_text(common)))),
+                metric=view.metric,
+                unit=table.unit,
+                x_axis=x_axis,
+                ticks=ticks,
+                lines=lines,
+                missing=_missing(table, group, x_axis),
+            )
+        )
+    return [picture for picture in found if picture.points]
+
+
+def _lines(
+    table: Pivot, group: list[Place], x_axis: str | None
+) -> tuple[dict[Series, list[tuple[float, Metric]]], dict[float, str]]:
+    lines: dict[Series, list[tuple[float, Metric]]] = {}
+    ticks: dict[float, str] = {}
+    for series in table.columns:
+        for place in group:
+            metric = _drawable(table, place, series)
+            if metric and (x_axis is None or place[_INDEX[x_axis]] is not None):
+                x, label = _tick(place, x_axis)
+                lines.setdefault(series, []).append((x, metric))
+                ticks[x] = label
+    return lines, dict(sorted(ticks.items()))
+
+
+def _drawable(table: Pivot, place: Place, series: Series) -> Metric | None:
+    """The metric there, if a logarithmic axis can show it."""
+    metric = table.value(place, series)
+    return metric if metric and (metric.value or 0) > 0 else None
+
+
+def _missing(table: Pivot, group: list[Place], x_axis: str | None) -> list[str]:
+    """Cases of this picture that gave no number to draw, by series and why."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for series in table.columns:
+        for place in group:
+            entry = table.rows[place].get(series)
+            if entry is None or _drawable(table, place, series):
+                continue
+            why = "is 0" if table.value(place, series) else entry.record.status.replace("_", " ")
+            if why != "ok":
+                where = found.setdefault((series.label, why), [])
+                where += filter(None, [_tick(place, x_axis)[1]])
+    return [f"{label}{' at ' + ', '.join(where) if where else ''} ({why})" for (label, why), where in found.items()]
+
+
+def _tick(place: Place, x_axis: str | None) -> tuple[float, str]:
+    """Where a place stands on the x axis, and what that is called: 56, or 200×300 at the side of an equal square."""
+    value = place[_INDEX[x_axis]] if x_axis else None
+    if isinstance(value, tuple):
+        height, width = value
+        return math.sqrt(height * width), str(height) if height == width else f"{height}×{width}"
+    return (0.0, "") if value is None else (float(value), str(value))
+
+
+def _without(place: Place, axis: str | None) -> Place:
+    return tuple(None if i == _INDEX.get(axis or "") else value for i, value in enumerate(place))
+
+
+def _slug(axis: str, place: Place) -> str:
+    """A value of an axis as a part of a file name: `batch32`, `float16`."""
+    value = axis_text(axis, place[_INDEX[axis]])
+    return re.sub(r"[^A-Za-z0-9.]+", "_", f"{axis}{value}" if value[:1].isdigit() else value or f"no_{axis}").strip("_")

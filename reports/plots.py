@@ -1,0 +1,209 @@
+"""Plots: `plots/<suite>-<metric>*.svg` and `.png`, one for each picture that `core.pictures` names.
+
+An op has one colour in all plots (Okabe and Ito's, which the colour-blind tell apart), an impl one marker and line.
+Two renderings of the same records are equal byte for byte.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from . import Metric, Run
+from .core.arrange import BASELINES, OPS
+from .core.pictures import Picture, pictures
+from .core.units import quantity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAME = "plots"
+ORDER = 20
+
+_OP_COLORS = dict(zip(OPS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7"), strict=True))
+_MORE_COLORS = ("#000000", "#882255", "#999933", "#332288", "#777777")
+_IMPL_STYLES = {
+    "torch": ("o", "-"),
+    "native": ("s", "-"),
+    "composite": ("v", "--"),
+    "compiled": ("^", "-."),
+    "paper": ("D", ":"),
+    "fused": ("P", "-"),
+    "cudnn": ("X", "-"),
+    "aten": ("d", "--"),
+    "triton": ("<", "-."),
+}
+_MORE_STYLES = ((">", "-"), ("p", "--"), ("h", "-."), ("*", ":"))
+_X_LABELS = {"resolution": "resolution: height = width, pixels", "kernel_size": "taps along one side of the filter"}
+_GREY = "#555555"
+_STYLE: Any = {
+    "svg.hashsalt": "ddfbench",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+}
+
+
+def serialize(runs: list[Run]) -> dict[str, str | bytes]:
+    import matplotlib
+
+    drawn, _ = pictures(runs)
+    ops = sorted({record.op for run in runs for record in run.records} - set(OPS))
+    impls = sorted({record.impl for run in runs for record in run.records} - set(_IMPL_STYLES))
+    colors = {**_OP_COLORS, **{op: _MORE_COLORS[i % len(_MORE_COLORS)] for i, op in enumerate(ops)}}
+    styles = {
+        **_IMPL_STYLES,
+        **{impl: _MORE_STYLES[i % len(_MORE_STYLES)] for i, impl in enumerate(impls)},
+        "": ("o", "-"),
+    }
+    files: dict[str, str | bytes] = {}
+    with matplotlib.rc_context(_STYLE):
+        for picture in drawn:
+            figure = _draw(picture, colors, styles)
+            files[f"{picture.path}.svg"] = _render(figure, "svg")
+            files[f"{picture.path}.png"] = _render(figure, "png")
+    return files
+
+
+def _draw(picture: Picture, colors: dict[str, str], styles: dict[str, tuple[str, str]]) -> Figure:
+    """One figure; sizes are in inches, so that text keeps its size whatever the number of lines."""
+    from matplotlib.figure import Figure
+
+    notes = textwrap.wrap("No point: " + "; ".join(picture.missing) + ".", 140) if picture.missing else []
+    notes = [*notes[:3], "and more, see the tables"] if len(notes) > 4 else notes
+    labels = [_short(series.label) for series in picture.lines]
+    beside = 0.075 * max(map(len, labels)) + 0.3
+    left, right = (0.85, beside) if picture.x_axis else (beside, 1.5)
+    below, above = 0.62 + 0.15 * len(notes), 0.75
+    inside = max(3.4, 0.19 * len(labels)) if picture.x_axis else 0.32 * len(labels) + 0.1
+    width, height = 8.6, below + inside + above
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((left / width, below / height, 1 - (left + right) / width, inside / height))
+    figure.text(0.12 / width, 1 - 0.12 / height, picture.title, weight="bold", size=12, va="top")
+    figure.text(0.12 / width, 1 - 0.38 / height, picture.where, size=9, color=_GREY, va="top")
+    figure.text(0.12 / width, 0.06 / height, "\n".join(notes), size=7.5, color=_GREY, va="bottom")
+    if picture.x_axis:
+        _draw_lines(axes, picture, colors, styles, gap=0.165 / inside)
+    else:
+        _draw_bars(axes, picture, colors)
+    return figure
+
+
+def _draw_lines(
+    axes: Axes, picture: Picture, colors: dict[str, str], styles: dict[str, tuple[str, str]], gap: float
+) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for series, points in picture.lines.items():
+        marker, line = styles[series.impl]
+        xs, ys = [x for x, _ in points], [_value(metric) for _, metric in points]
+        # Baselines lie as a broad line below the others, so that both are seen where they agree.
+        width, size, order = (3.5, 8, 2.0) if series.op in BASELINES else (1.5, 5, 2.1)
+        axes.plot(xs, ys, line, color=colors[series.op], marker=marker, linewidth=width, markersize=size, zorder=order)
+        if any(metric.low is not None for _, metric in points):
+            axes.errorbar(xs, ys, yerr=_errors(points), fmt="none", ecolor=colors[series.op], capsize=3, elinewidth=1)
+    low, high = min(picture.ticks), max(picture.ticks)
+    margin = max((high / low) ** 0.03, 1.05)
+    axes.set_xlim(low / margin, high * margin)
+    ticks = _apart(picture.ticks, 0.045 * math.log(high / low))
+    axes.set_xticks(list(ticks), labels=list(ticks.values()))
+    axes.xaxis.minorticks_off()
+    oblong = [label for label in picture.ticks.values() if "×" in label]
+    note = f"; {', '.join(oblong)} at the side of an equal square" if oblong else ""
+    axes.set_xlabel(_X_LABELS.get(picture.x_axis or "", picture.x_axis or "") + note)
+    _label_values(axes, picture, "y")
+    _label_lines(axes, picture, colors, gap)
+
+
+def _draw_bars(axes: Axes, picture: Picture, colors: dict[str, str]) -> None:
+    bars = sorted(((series, points[0]) for series, points in picture.lines.items()), key=lambda b: -_value(b[1][1]))
+    least = min(_value(metric) for _, (_, metric) in bars)
+    axes.set_xscale("log")
+    for row, (series, point) in enumerate(bars):
+        metric = point[1]
+        errors = _errors([point]) if metric.low is not None else None
+        axes.barh(row, _value(metric), height=0.62, color=colors[series.op], xerr=errors, capsize=3)
+        text = f"  {quantity(metric.name, metric.unit, _value(metric))}"
+        axes.text(max(_value(metric), metric.high or 0.0), row, text, va="center", size=9)
+    axes.set_yticks(range(len(bars)), labels=[_short(series.label) for series, _ in bars])
+    axes.set_ylim(-0.6, len(bars) - 0.4)
+    axes.set_xlim(left=10 ** math.floor(math.log10(least) - 0.3))
+    _label_values(axes, picture, "x")
+
+
+def _label_values(axes: Axes, picture: Picture, which: str) -> None:
+    """Ticks of the metric's axis, each with its unit: 1, 2 and 5 in each decade, or the decades alone where many."""
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    low, high = axes.get_ylim() if which == "y" else axes.get_xlim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
+    values = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+    axis.set_ticks(values, labels=[quantity(picture.metric, picture.unit, value) for value in values])
+    axis.minorticks_off()
+    axis.grid(True, color="#DDDDDD", linewidth=0.7)
+    if which == "y":
+        axes.text(0, 1.02, picture.metric, transform=axes.transAxes, size=9, ha="right")
+    else:
+        axes.set_xlabel(picture.metric)
+
+
+def _label_lines(axes: Axes, picture: Picture, colors: dict[str, str], gap: float) -> None:
+    """Names the lines at their right ends, moved apart, with a thin leader where a line ends early."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = [(series, points[-1][0], _value(points[-1][1])) for series, points in picture.lines.items()]
+    ends.sort(key=lambda end: end[2])
+    at = [(float(x), float(y)) for x, y in to_axes.transform([end[1:] for end in ends])]
+    for (series, _, _), (x, y), place in zip(ends, at, _spread([y for _, y in at], gap), strict=True):
+        color = colors[series.op]
+        axes.plot((x, 1.025), (y, place), ":", color=color, linewidth=0.7, transform=axes.transAxes, clip_on=False)
+        axes.text(1.03, place, _short(series.label), color=color, size=9, va="center", transform=axes.transAxes)
+
+
+def _spread(wanted: list[float], gap: float) -> list[float]:
+    """The places nearest to the wanted ones, which rise, that are at least `gap` apart and between 0 and 1."""
+    groups: list[tuple[float, int]] = []
+    for i, place in enumerate(wanted):
+        groups.append((place - i * gap, 1))
+        while len(groups) > 1 and groups[-2][0] > groups[-1][0]:
+            (a, m), (b, n) = groups[-2:]
+            groups[-2:] = [((a * m + b * n) / (m + n), m + n)]
+    flat = [min(max(mean, 0.0), 1.0 - (len(wanted) - 1) * gap) for mean, count in groups for _ in range(count)]
+    return [mean + i * gap for i, mean in enumerate(flat)]
+
+
+def _apart(ticks: dict[float, str], distance: float) -> dict[float, str]:
+    """The ticks whose labels do not run into one another, plain numbers first; distance is in logarithms."""
+    kept: dict[float, str] = {}
+    for x, label in sorted(ticks.items(), key=lambda tick: (not tick[1].isdigit(), tick[0])):
+        if all(abs(math.log(x / other)) >= distance for other in kept):
+            kept[x] = label
+    return kept
+
+
+def _errors(points: list[tuple[float, Metric]]) -> list[list[float]]:
+    """Distances to the bounds, none where there are none."""
+    below = [_value(m) - m.low if m.low is not None and m.low > 0 else 0.0 for _, m in points]
+    above = [m.high - _value(m) if m.high is not None else 0.0 for _, m in points]
+    return [below, above]
+
+
+def _value(metric: Metric) -> float:
+    assert metric.value is not None  # pictures hold only such
+    return metric.value
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 32 else label[:31] + "…"
+
+
+def _render(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+    return buffer.getvalue()
