@@ -11,12 +11,15 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ops import AXES, Axis
-from reports import FAILURES, Json, Run
+from reports import FAILURES, Json, Record, Run
 from suites import PROCESS_AXES, Suite, suites
 from suites.core.cases import PRESETS, Selection, UsageError, groups
+
+if TYPE_CHECKING:
+    from reports.core.records import RunDirectory
 
 VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
@@ -52,12 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, RunError) as error:
         print(f"runner.py: error: {error}", file=sys.stderr)
         return USAGE
-    except ServerLost as error:
+    except (ServerLost, RunStopped) as error:
         print(f"runner.py: error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("runner.py: interrupted; what was recorded is kept, --resume RUN goes on", file=sys.stderr)
         return INTERRUPTED
+
+
+class RunStopped(Exception):
+    """A run cannot go on; what was recorded is intact."""
 
 
 # The command line
@@ -269,15 +276,29 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
         with Progress(len(todo), sum(map(plan.forecast, todo))) as progress:
             for record in plan.broken_records(path.name):
                 if record.case not in done:
-                    directory.append(record)
+                    keep(directory, record)
                     progress.done(record, 0.0)
             for group in groups(todo):
                 for record, forecast in engine.measure(group):
-                    directory.append(record)
+                    keep(directory, record)
                     progress.done(record, forecast)
     finished = {**load_run(path).environment, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     directory.update_environment(finished)
     return tell(load_run(path), path)
+
+
+def keep(directory: RunDirectory, record: Record) -> None:
+    """Writes a record.
+
+    Raises:
+        RunStopped: if it cannot be written, because the disk is full, say.
+    """
+    from reports.core.records import RunError
+
+    try:
+        directory.append(record)
+    except RunError as error:
+        raise RunStopped(f"{error}; what was recorded is intact, --resume {directory.path} goes on") from None
 
 
 def tell(run: Run, path: Path) -> int:

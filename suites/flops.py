@@ -117,7 +117,7 @@ def count_torch(bench: Bench) -> tuple[Mapping[str, int], Mapping[str, int]]:
             return func(*args, **(kwargs or {}))
 
     counter = FlopCounterMode(display=False)
-    with counter, Seen():
+    with counter, Seen():  # type: ignore[no-untyped-call]
         bench.forward()
     counted = {plain(str(name)): int(flops) // 2 for name, flops in counter.get_flop_counts().get("Global", {}).items()}
     return counted, {name: count for name, count in calls.items() if name not in counted}

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from reports import Json
 
 #: A sample lasts at least this long, in seconds: several calls together where one is shorter. Reading the clock twice
-#: takes about 0.1 us.
-SHORTEST_SAMPLE = 20e-6
+#: takes about 0.1 us; what is longer than that keeps records small.
+SHORTEST_SAMPLE = 100e-6
 #: The part of a block that warms up again.
 WARM_PART = 0.2
 #: Seconds that the first warm-up lasts, at least.

@@ -79,7 +79,8 @@ class Outcome:
 
     def take(self, metric: str, answer: Json, process: int, number: int, when: float) -> None:
         """Keeps one block's samples and readings."""
-        self.blocks.append(Block(metric, process, number, round(when, 3), answer["calls"], answer["values"]))
+        values = [float(f"{value:.6g}") for value in answer["values"]]
+        self.blocks.append(Block(metric, process, number, round(when, 3), answer["calls"], values))
         readings = dict(answer["readings"])
         self.throttled |= set(readings.pop("throttled", []))
         for name, value in readings.items():
