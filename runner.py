@@ -189,10 +189,10 @@ def chosen_axes(options: argparse.Namespace) -> dict[str, list[object]]:
 
 def size(text: str) -> list[int]:
     """Rows and columns: `7` is 7 x 7."""
-    rows, _, columns = text.partition("x")
+    rows, by, columns = text.partition("x")
     axis = AXES["height"]
     try:
-        return [int(axis.parse(rows)), int(axis.parse(columns or rows))]
+        return [int(axis.parse(rows)), int(axis.parse(columns if by else rows))]
     except ValueError:
         raise UsageError(f"--resolution: {text!r} is not {axis.allowed}, or two of them like 200x300") from None
 
@@ -273,15 +273,12 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
         done = directory.recorded()
         todo = [case for case in plan.cases if case.id not in done]
         engine = Engine(selection, session.servers, plan, path.name, began)
-        with Progress(len(todo), sum(map(plan.forecast, todo))) as progress:
-            for record in plan.broken_records(path.name):
-                if record.case not in done:
+        with Progress(len(todo), plan.total_forecast(todo)) as progress:
+            broken = [record for record in plan.broken_records(path.name) if record.case not in done]
+            for batch in ([(record, 0.0) for record in broken], *map(engine.measure, groups(todo))):
+                for record, _ in batch:
                     keep(directory, record)
-                    progress.done(record, 0.0)
-            for group in groups(todo):
-                for record, forecast in engine.measure(group):
-                    keep(directory, record)
-                    progress.done(record, forecast)
+                progress.done(batch)
     finished = {**load_run(path).environment, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     directory.update_environment(finished)
     return tell(load_run(path), path)
@@ -335,13 +332,10 @@ def dry_run(selection: Selection) -> int:
     chosen: dict[str, Suite] = {name: suite for name, suite in suites().items() if name in selection.suites}
     with Session(chosen, selection, replicates=1) as session:
         plan = make_plan(selection, chosen, session.servers[0])
-    total = 0.0
     for case in plan.cases:
         settled = plan.settled(case, "")
-        forecast = 0.0 if settled else plan.forecast(case)
-        total += forecast
-        print(f"{case.id}  {f'{settled.status}: {settled.reason}' if settled else f'{forecast:.1f} s'}")
-    print(f"{len(plan.cases)} cases, forecast {duration(total)}")
+        print(f"{case.id}  {f'{settled.status}: {settled.reason}' if settled else f'{plan.forecast(case):.1f} s'}")
+    print(f"{len(plan.cases)} cases, forecast {duration(plan.total_forecast(plan.cases))}")
     return OK
 
 

@@ -44,17 +44,18 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def done(self, record: Record, forecast: float) -> None:
-        """Tells of a record whose case was forecast to take `forecast` seconds."""
-        self._count += 1
-        self._foreseen += forecast
+    def done(self, batch: list[tuple[Record, float]]) -> None:
+        """Tells of records that were written together, each with the seconds it was forecast to take."""
+        self._foreseen += sum(forecast for _, forecast in batch)
         left = duration(self.left()) + " left"
-        line = f"{record.case}  {outcome(record)}"
-        if self._bar is None:
-            print(f"[{self._count}/{self._cases}] {line}  ({left})", file=sys.stderr, flush=True)
-        else:
-            self._bar.console.print(line, highlight=False, markup=False)
-            self._bar.update(self._task, completed=self._count, left=left)
+        for record, _ in batch:
+            self._count += 1
+            line = f"{record.case}  {outcome(record)}"
+            if self._bar is None:
+                print(f"[{self._count}/{self._cases}] {line}  ({left})", file=sys.stderr, flush=True)
+            else:
+                self._bar.console.print(line, highlight=False, markup=False)
+                self._bar.update(self._task, completed=self._count, left=left)
 
     def left(self) -> float:
         """Seconds still to go: the forecast of what remains, corrected by how the forecast has held so far."""

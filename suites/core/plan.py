@@ -82,6 +82,10 @@ class Plan:
         sampling = max(self.selection.seconds, processes * call)
         return processes * (OVERHEAD[True] + WARM_CALLS * call) + CHECK_CALLS * call + sampling
 
+    def total_forecast(self, cases: Iterable[Case]) -> float:
+        """Seconds that these cases take together, those that need no measuring left out."""
+        return sum(self.forecast(case) for case in cases if self.settled(case, "") is None)
+
     def memory_limits(self, cases: list[Case]) -> dict[str, int]:
         """Bytes of host memory that each of these workers may use, so that together they leave some free."""
         needs = {case.id: self.need(case) if case.kind == "cpu" else 0 for case in cases}

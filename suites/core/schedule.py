@@ -131,15 +131,16 @@ class Engine:
     run: str
     began: float
 
-    def measure(self, cases: list[Case]) -> Iterator[tuple[Record, float]]:
-        """Measures cases of one group; yields the record of each, and the seconds it was forecast to take."""
+    def measure(self, cases: list[Case]) -> list[tuple[Record, float]]:
+        """Measures the cases of one group; returns the record of each, and the seconds it was forecast to take."""
         open_cases = []
+        measured = []
         for case in cases:
             settled = self.plan.settled(case, self.run)
             if settled is None:
                 open_cases.append(case)
             else:
-                yield settled, self.plan.forecast(case)
+                measured.append((settled, 0.0))
         for wave in self._waves(open_cases):
             suite = self.plan.suites[wave[0].suite]
             outcomes = [Outcome(case) for case in wave]
@@ -147,7 +148,8 @@ class Engine:
             for process in range(self.selection.processes if suite.timed else 1):
                 self._replicate(suite, outcomes, roofs, process)
             for outcome in outcomes:
-                yield self._record(outcome, roofs), self.plan.forecast(outcome.case)
+                measured.append((self._record(outcome, roofs), self.plan.forecast(outcome.case)))
+        return measured
 
     def _waves(self, cases: list[Case]) -> list[list[Case]]:
         """Splits a group that does not fit into memory at once."""
