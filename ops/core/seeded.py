@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,17 @@ def empty_module(make: Callable[[], Module], point: Point, device: torch.device)
     """
     with torch.device("meta"):
         module = make()
-    # nn.Module.to takes a memory_format, which its annotations omit
-    module = cast(Any, module).to(dtype=dtype_of(point), memory_format=memory_format_of(point)).to_empty(device=device)
+    # not Module.to_empty, which imports torch's symbolic shapes: half a second in every worker
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            empty = torch.empty(parameter.shape, dtype=dtype_of(point), device=device)
+            setattr(part, name, nn.Parameter(in_layout(empty, point)))
     return module.eval().requires_grad_(point.backward)
+
+
+def in_layout(tensor: Tensor, point: Point) -> Tensor:
+    """The tensor in the point's memory format, which only tensors of four dimensions have."""
+    return tensor.contiguous(memory_format=memory_format_of(point)) if tensor.dim() == 4 else tensor
 
 
 @torch.no_grad()

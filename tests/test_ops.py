@@ -1,0 +1,382 @@
+"""The operators: discovery, seeded inputs, references, impls and closed forms."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import loops
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+import ops
+from ops import Inputs, Op, Point, Skip
+
+CPU = torch.device("cpu")
+OPS: dict[str, Op] = {name: op for path in ops.op_files() for name, op in ops.load(path).items()}
+IMPLS = [(op, impl) for op in OPS.values() for impl in op.impls.values()]
+NAMES = ["conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"]
+
+#: Allowed error relative to the magnitude, in roundings of the dtype; half precision rounds little but the result.
+ROUNDINGS = {"float64": 64, "float32": 64, "float16": 4, "bfloat16": 4}
+ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+def build(op: Op, point: Point, seed: int = 0) -> Inputs:
+    return op.build(point, CPU, torch.Generator().manual_seed(seed))
+
+
+def leaves(inputs: Inputs) -> list[torch.Tensor]:
+    return list(inputs.leaves().values())
+
+
+def error(op: Op, inputs: Inputs, point: Point, result: torch.Tensor) -> float:
+    """Largest error of the result relative to the magnitude, in roundings of the point's dtype."""
+    with torch.no_grad():
+        value, magnitude = op.apply(inputs.double(), point), op.magnitude(inputs.double(), point)
+    assert result.shape == value.shape
+    return float(((result.double() - value).abs() / magnitude).max()) / ROUNDING[point.dtype]
+
+
+# ---------------------------------------------------------------------------------------------------------- discovery
+
+
+def test_six_operators_are_found() -> None:
+    assert set(NAMES) <= set(OPS)
+    assert {name for name, op in OPS.items() if op.combines} >= {"ddf_op", "ddf"}
+    assert {"composite", "compiled"} <= set(OPS["ddf_op"].impls)
+    assert {"composite", "compiled"} <= set(OPS["ddf"].impls)
+    assert [axis.name for axis in OPS["ddf"].extra_axes] == ["head", "se_ratio"]
+
+
+def test_vocabulary_does_not_import_torch() -> None:
+    code = "import sys, ops; assert 'torch' not in sys.modules; ops.op_files()"
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+# ------------------------------------------------------------------------------------------------------ seeded inputs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_are_the_same_for_one_seed_in_every_layout(name: str) -> None:
+    point = Point(batch=2, channels=4, height=5, width=6)
+    first, again = build(OPS[name], point), build(OPS[name], point)
+    other = build(OPS[name], replace(point, layout="channels_last"))
+    for a, b, c, d in zip(leaves(first), leaves(again), leaves(other), leaves(build(OPS[name], point, 1)), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+        assert not torch.equal(a, d)
+    assert first["features"].is_contiguous()
+    assert other["features"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
+def test_gradients_are_asked_for_only_where_the_direction_needs_them(name: str, direction: str) -> None:
+    inputs = build(OPS[name], Point(batch=1, channels=4, height=3, width=3, direction=direction, dtype="float16"))
+    for leaf in leaves(inputs):
+        assert leaf.is_leaf
+        assert leaf.requires_grad == (direction == "forward_backward")
+        assert leaf.dtype == torch.float16
+    assert inputs.module is None or not inputs.module.training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_of_unit_order(name: str) -> None:
+    """Inputs that make half precision overflow or vanish would test nothing."""
+    point = Point(batch=2, channels=16, height=14, width=14)
+    spread = OPS[name].apply(build(OPS[name], point).double(), point).std()
+    assert 0.2 < spread < 5
+
+
+def test_ddf_skips_what_the_module_cannot_do() -> None:
+    with pytest.raises(Skip, match="kernel_size"):
+        build(OPS["ddf"], Point(channels=4, kernel_size=1))
+    with pytest.raises(Skip, match="head"):
+        build(OPS["ddf"], Point(channels=4, extra={"head": 3}))
+
+
+# --------------------------------------------------------------------------------------------------------- references
+
+
+@st.composite
+def points(draw: st.DrawFn, name: str) -> Point:
+    head = draw(st.integers(1, 2)) if name == "ddf" else 1
+    return Point(
+        batch=draw(st.integers(1, 2)),
+        channels=head * draw(st.integers(1, 3)),
+        height=draw(st.integers(1, 7)),
+        width=draw(st.integers(1, 7)),
+        kernel_size=draw(st.sampled_from((3, 5) if name == "ddf" else (1, 3, 5))),
+        stride=draw(st.integers(1, 3)),
+        dilation=draw(st.integers(1, 3)),
+        combine=draw(st.sampled_from(("mul", "add"))) if OPS[name].combines else "mul",
+        dtype="float64",
+        extra={"head": head, "se_ratio": draw(st.sampled_from((0.2, 0.5)))} if name == "ddf" else {},
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_reference_is_the_definition(name: str, data: st.DataObject) -> None:
+    point = data.draw(points(name))
+    op, inputs = OPS[name], build(OPS[name], point, data.draw(st.integers(0, 9)))
+    magnitude = op.magnitude(inputs, point).detach().numpy()
+    reference = op.apply(inputs, point).detach().numpy()
+    assert reference.shape == (point.batch, point.channels, point.out_height, point.out_width)
+    assert np.all(np.abs(reference) <= magnitude * (1 + 1e-12))
+    assert np.all(np.abs(reference - loops.expected(name, inputs, point)) <= 1e-13 * magnitude + 1e-300)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "ddf"])
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_magnitude_is_the_definition_of_absolute_values(name: str, combine: str) -> None:
+    point = Point(batch=2, channels=3, height=5, width=4, stride=2, combine=combine, dtype="float64")
+    inputs = build(OPS[name], point)
+    magnitude = OPS[name].magnitude(inputs, point).detach()
+    with torch.no_grad():
+        for leaf in leaves(inputs):
+            leaf.abs_()
+    assert np.allclose(magnitude, loops.expected(name, inputs, point), rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ROUNDINGS)
+@pytest.mark.parametrize("combine", ["mul", "add"])
+@pytest.mark.parametrize("name", NAMES)
+def test_magnitude_shows_a_wrong_tap(name: str, combine: str, dtype: str) -> None:
+    """The outputs of a mirrored image, mirrored back, are those of mirrored taps: far beyond the allowed error."""
+    point = Point(batch=2, channels=16, height=7, width=7, combine=combine, dtype=dtype)
+    op, inputs = OPS[name], build(OPS[name], point)
+    mirrored = Inputs({key: t if key == "channel_filter" else t.flip(3) for key, t in inputs.tensors.items()})
+    mirrored.module = inputs.module
+    with torch.no_grad():
+        result = op.apply(mirrored.double(), point).flip(3)
+    assert error(op, inputs, point, result) > 4 * ROUNDINGS[dtype]
+
+
+# -------------------------------------------------------------------------------------------------------------- impls
+
+POINTS = [
+    Point(batch=2, channels=6, height=7, width=9, kernel_size=3),
+    Point(batch=1, channels=1, height=1, width=1, kernel_size=3),
+    Point(batch=2, channels=5, height=8, width=5, kernel_size=5, stride=2, combine="add"),
+    Point(batch=1, channels=4, height=9, width=6, kernel_size=3, stride=3, dilation=2),
+    Point(batch=1, channels=3, height=6, width=6, kernel_size=7, dilation=2, combine="add"),
+]
+
+
+def quick_impls() -> list[object]:
+    return [pytest.param(op, impl, id=f"{op.name}/{impl.name}") for op, impl in IMPLS if not impl.slow_start]
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", ROUNDINGS)
+@pytest.mark.parametrize(("op", "impl"), quick_impls())
+def test_impl_gives_the_reference(op: Op, impl: ops.Impl, dtype: str, layout: str) -> None:
+    for point in (replace(p, dtype=dtype, layout=layout) for p in POINTS):
+        if point.combine == "add" and not op.combines:
+            point = replace(point, combine="mul")
+        inputs = build(op, point)
+        with torch.no_grad():
+            result = impl.prepare(inputs, point)()
+        assert result.dtype == inputs["features"].dtype
+        assert error(op, inputs, point, result) <= ROUNDINGS[dtype]
+
+
+@pytest.mark.parametrize(("op", "impl"), quick_impls())
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_impl_gives_the_gradients_of_the_reference(op: Op, impl: ops.Impl, combine: str) -> None:
+    point = Point(batch=2, channels=4, height=7, width=5, stride=2, combine=combine, dtype="float64")
+    inputs = build(op, replace(point, direction="forward_backward"))
+    result, reference = impl.prepare(inputs, point)(), op.apply(inputs, point)
+    slope = torch.randn(reference.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    got = torch.autograd.grad(result, leaves(inputs), slope)
+    for gradient, expected in zip(got, torch.autograd.grad(reference, leaves(inputs), slope), strict=True):
+        assert torch.allclose(gradient, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("op", "impl"), quick_impls())
+def test_impl_calls_repeat_bit_by_bit(op: Op, impl: ops.Impl) -> None:
+    """No call may change the inputs."""
+    point = Point(batch=2, channels=4, height=6, width=6)
+    call = impl.prepare(build(op, point), point)
+    assert torch.equal(call(), call())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
+@pytest.mark.parametrize("name", ["ddf_op", "ddf"])
+def test_compiled_gives_the_reference(name: str, direction: str) -> None:
+    op, point = OPS[name], replace(POINTS[2], direction=direction)
+    torch.compiler.reset()
+    with torch.set_grad_enabled(point.backward):
+        inputs = build(op, point)
+        result = op.impls["compiled"].prepare(inputs, point)()
+        assert error(op, inputs, point, result.detach()) <= ROUNDINGS["float32"]
+        if point.backward:
+            expected = torch.autograd.grad(op.apply(inputs, point).square().sum(), leaves(inputs))
+            for a, b in zip(torch.autograd.grad(result.square().sum(), leaves(inputs)), expected, strict=True):
+                assert torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+@pytest.mark.slow
+def test_compiled_is_skipped_where_no_compiler_works() -> None:
+    code = """
+import torch
+from ops import Point, Skip
+from ops.ddf import DDFOp
+point, op = Point(channels=2, height=3, width=5), DDFOp()
+inputs = op.build(point, torch.device("cpu"), torch.Generator().manual_seed(0))
+try:
+    op.impls["compiled"].prepare(inputs, point)
+except Skip as skip:
+    print("skipped:", skip)
+"""
+    root = Path(__file__).resolve().parents[1]
+    no_compiler = {"CXX": "no-such-compiler", "PATH": "", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=no_compiler, capture_output=True, text=True, check=True
+    )
+    assert "skipped: torch.compile fails here" in done.stdout
+    assert "compiler" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------- closed forms
+
+COST_POINTS = [
+    Point(batch=2, channels=6, height=7, width=9, kernel_size=3),
+    Point(batch=3, channels=4, height=8, width=5, kernel_size=5, stride=2, dtype="float16"),
+]
+
+
+def cost_points() -> list[tuple[str, Point]]:
+    return [
+        *itertools.product(NAMES, COST_POINTS),
+        ("ddf", replace(COST_POINTS[0], extra={"head": 3, "se_ratio": 0.5})),
+        ("ddf", replace(COST_POINTS[0], extra={"head": 2})),
+    ]
+
+
+@pytest.mark.parametrize(("name", "point"), cost_points())
+def test_params_are_those_of_the_module(name: str, point: Point) -> None:
+    module = build(OPS[name], point).module
+    parameters = {} if module is None else {key: p.numel() for key, p in module.named_parameters()}
+    assert OPS[name].costs(point).params == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("conv", lambda c, k: c**2 * k**2),
+        ("dwconv", lambda c, k: c * k**2),
+        ("dyfilter", lambda c, k: c**3 * k**2),
+        ("ddf", lambda c, k: c * k**2 + int(0.2 * c) * c * (1 + k**2)),
+    ],
+)
+def test_weights_are_the_forms_of_the_poster(name: str, form: object) -> None:
+    for c, k in ((256, 3), (64, 5), (20, 7)):
+        params = OPS[name].costs(Point(channels=c, kernel_size=k)).params
+        assert sum(n for key, n in params.items() if key.endswith("weight")) == form(c, k)  # type: ignore[operator]
+
+
+def test_ddf_at_256_channels_has_137532_parameters() -> None:
+    assert sum(OPS["ddf"].costs(Point(channels=256)).params.values()) == 137_532
+
+
+def counted(op: Op, point: Point) -> dict[str, int]:
+    """Convolutions and matrix products that torch's own counter sees, in MACs."""
+    inputs = build(op, point)
+    with FlopCounterMode(display=False) as counter:
+        out = op.impls["torch" if "torch" in op.impls else "composite"].prepare(inputs, point)()
+        if point.backward:
+            out.sum().backward()
+    return {str(kernel): flops // 2 for kernel, flops in counter.get_flop_counts().get("Global", {}).items()}
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
+@pytest.mark.parametrize(("name", "point"), cost_points())
+def test_macs_are_what_torch_counts(name: str, point: Point, direction: str) -> None:
+    """Convolutions by torch's counter; filter applications, which it does not know, one per tap and output."""
+    point = replace(point, direction=direction, dtype="float32")
+    op, macs = OPS[name], OPS[name].costs(point).macs
+    seen = counted(op, point)
+    applied = point.batch * point.channels * point.out_height * point.out_width * point.taps
+    if name == "dyfilter":
+        assert macs["dynamic_filter"] == seen["aten.bmm"]
+        assert macs["conv"] == sum(seen.values()) - seen["aten.bmm"]
+        return
+    if name == "dwconv" and point.backward:
+        # torch's counter takes the backward of a depthwise convolution for that of a dense one
+        assert macs["conv"] == 3 * seen["aten.convolution"]
+    else:
+        assert macs.get("conv", 0) == sum(seen.values())
+    products = {"dyfilter_dw": (1, 3), "ddf_op": (1, 4), "ddf": (1, 4)}.get(name, (0, 0))[point.backward]
+    assert macs.get("dynamic_filter", 0) == products * applied
+
+
+@pytest.mark.parametrize(("name", "point"), cost_points())
+def test_memory_and_floor_are_the_bytes_of_real_tensors(name: str, point: Point) -> None:
+    op, inputs = OPS[name], build(OPS[name], point)
+    costs = op.costs(point)
+    size = {key: t.numel() * t.element_size() for key, t in inputs.leaves().items()}
+    output = op.apply(inputs.double(), point).numel() * point.itemsize
+    parameters = sum(size.values()) - sum(t.numel() * point.itemsize for t in inputs.tensors.values())
+    given = size.get("channel_filter", 0) + size.get("spatial_filter", 0)
+    assert costs.memory["features"] == size["features"]
+    assert costs.memory["output"] == output
+    assert costs.memory.get("parameters", 0) == parameters
+    assert ("filters" in costs.memory) == (name not in ("conv", "dwconv"))
+    if name == "ddf":
+        assert inputs.module is not None
+        spatial = inputs.module.spatial_branch(inputs["features"]).numel()  # type: ignore[operator, union-attr]
+        channel = point.batch * point.channels * point.taps
+        assert costs.memory["filters"] == (spatial + channel) * point.itemsize
+        assert costs.floor_bytes == 2 * size["features"] + output + parameters + 2 * costs.memory["filters"]
+    else:
+        assert costs.floor_bytes == sum(size.values()) + output
+        if given:
+            assert costs.memory["filters"] == given
+        elif "filters" in costs.memory:
+            assert inputs.module is not None
+            assert costs.memory["filters"] == inputs.module(inputs["features"]).numel() * point.itemsize
+    both = op.costs(replace(point, direction="forward_backward"))
+    assert both.memory == {**costs.memory, "gradients": sum(costs.memory.values())}
+    filters = costs.memory.get("filters", 0)
+    backward = {
+        "conv": 2 * sum(size.values()) - size.get("bias", 0) + output,
+        "ddf": 2 * size["features"] + 2 * output + 4 * filters + 2 * parameters,
+    }
+    backward["dwconv"] = backward["conv"]
+    assert both.floor_bytes == costs.floor_bytes + backward.get(name, 2 * sum(size.values()) + output)
+
+
+def test_floors_are_those_worked_out_by_hand() -> None:
+    """MB at N = 32, C = 256, k = 3, float32; the module without biases and learned std, which the figures leave out."""
+    table = {
+        "ddf_op": (3.56, 13.4, 52.6, 209, 837, 3346),
+        "dwconv": (3.22, 12.9, 51.4, 206, 822, 3288),
+        "ddf": (6.05, 20.8, 80.0, 317, 1263, 5049),
+    }
+    for name, row in table.items():
+        for resolution, printed in zip((7, 14, 28, 56, 112, 224), row, strict=True):
+            costs = OPS[name].costs(Point(batch=32, channels=256, height=resolution, width=resolution))
+            left_out = sum(n for key, n in costs.params.items() if not key.endswith("weight")) if name == "ddf" else 0
+            digits = 2 - math.floor(math.log10(printed)) if printed < 1000 else 0
+            assert round((costs.floor_bytes - 4 * left_out) / 1e6, digits) == pytest.approx(printed)
+
+
+def test_dense_dynamic_filters_at_224_take_118_gigabytes() -> None:
+    costs = OPS["dyfilter"].costs(Point(channels=256, height=224, width=224))
+    assert costs.memory["filters"] == 224**2 * 256**2 * 9 * 4
+    assert costs.memory["filters"] == pytest.approx(118e9, rel=5e-3)
