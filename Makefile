@@ -1,7 +1,7 @@
 # make setup    .venv from the pinned constraints
 # make bench    set up, build, and run the main job on this machine: preset quick, default suites, to runs/latest/report.md
 # make test     set up, lint, types, and all tests that need no GPU
-# make gpu      on a machine with a GPU: build, gpu tests, then PRESET (paper) to one tar
+# make gpu      on a machine with a GPU: build, gpu tests, then PRESET (paper) to ddfbench-gpu.tar.gz
 # SYSTEM=1      with any of them: use the present Python and its packages, install nothing
 
 PYTHON ?= python3
@@ -39,6 +39,12 @@ lint: $(READY)
 
 test: lint
 	$(PY) -m pytest -m "not gpu" $(ARGS)
+
+gpu: $(READY)
+	$(PY) -m pytest -m gpu
+	rm -rf runs/gpu
+	$(PY) runner.py --device cuda --preset $(PRESET) --output runs/gpu $(ARGS)
+	tar -czf ddfbench-gpu.tar.gz -C runs gpu
 
 clean:
 	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

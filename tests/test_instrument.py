@@ -1,0 +1,191 @@
+"""The instrument itself: what is known beforehand must come out right."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from suites.core import clocks
+from suites.core.clocks import ColdClock, WallClock
+from suites.core.devices import Cpu, open_device
+from suites.core.machine import cpu_caches, describe_machine, parse_size, warnings
+from suites.core.multiply_add import multiply_add
+from suites.core.roofs import matmul, roof_clocks
+
+
+class FakeTime:
+    """A clock that only the timed call moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def call_of(self, *seconds: float) -> Callable[[], None]:
+        lengths = itertools.cycle(seconds)
+
+        def call() -> None:
+            self.now += next(lengths)
+
+        return call
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
+    monkeypatch.setattr(clocks, "time", fake)
+    return fake
+
+
+def nothing() -> None:
+    pass
+
+
+def test_a_sleep_is_never_shorter_than_it_is() -> None:
+    samples = WallClock(lambda: time.sleep(0.005), nothing).block(0.02)
+    assert samples.calls == 1
+    assert min(samples.values) >= 0.005
+
+
+def test_a_call_of_known_length_comes_out_exactly(fake: FakeTime) -> None:
+    samples = WallClock(fake.call_of(0.003), nothing).block(0.04)
+    assert samples.calls == 1
+    assert samples.values == pytest.approx([0.003] * len(samples.values))
+    assert len(samples.values) == 14  # the least number that fills the block
+
+
+def test_a_short_call_is_timed_several_at_once(fake: FakeTime) -> None:
+    samples = WallClock(fake.call_of(10e-6), nothing).block(0.01)
+    assert samples.calls == 10
+    assert samples.values == pytest.approx([10e-6] * len(samples.values))
+
+
+def test_every_sample_is_kept(fake: FakeTime) -> None:
+    """An outlier of a hundred times the rest stays among them."""
+    samples = WallClock(fake.call_of(*[0.001] * 9, 0.1), nothing).block(1.0)
+    assert max(samples.values) == pytest.approx(0.1)
+    assert min(samples.values) == pytest.approx(0.001)
+
+
+def test_a_call_longer_than_its_block_is_one_sample(fake: FakeTime) -> None:
+    assert WallClock(fake.call_of(5.0), nothing).block(0.04).values == pytest.approx([5.0])
+
+
+def test_the_wall_clock_waits_for_the_device(fake: FakeTime) -> None:
+    def synchronize() -> None:
+        fake.now += 0.001
+
+    assert WallClock(fake.call_of(0.002), synchronize).block(0.01).values[0] == pytest.approx(0.003)
+
+
+def test_the_cold_clock_flushes_before_each_call_and_outside_the_clock(fake: FakeTime) -> None:
+    order: list[str] = []
+    spend = fake.call_of(0.002)
+
+    def flush() -> None:
+        order.append("flush")
+        fake.now += 1.0
+
+    def call() -> None:
+        order.append("call")
+        spend()
+
+    samples = ColdClock(call, flush).block(5.0)
+    assert samples.values == pytest.approx([0.002] * 5)
+    assert order == ["call"] + ["flush", "call"] * 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts Linux page faults")
+def test_page_faults_of_known_number_are_counted() -> None:
+    pages = 200
+
+    def touch() -> None:
+        with mmap.mmap(-1, pages * mmap.PAGESIZE) as fresh:
+            fresh.madvise(mmap.MADV_NOHUGEPAGE)
+            for page in range(pages):
+                fresh[page * mmap.PAGESIZE] = 1
+
+    found = WallClock(touch, nothing).block(0.02).readings["page_faults"]
+    assert pages <= found < pages + 20
+
+
+def test_a_steady_heap_faults_no_pages() -> None:
+    """In a worker of its own: the heap policy is for good."""
+    import subprocess
+
+    code = (
+        "import torch\n"
+        "from suites.core.worker import prepare_process\n"
+        "from suites.core.clocks import WallClock\n"
+        "prepare_process({{'malloc': {policy!r}, 'threads': 1, 'tf32': 0}})\n"
+        "clock = WallClock(lambda: torch.ones(2**24), lambda: None)\n"
+        "print(clock.block(0.1).readings['page_faults'])\n"
+    )
+    found = {}
+    for policy in ("steady", "default"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(policy=policy)], capture_output=True, text=True, check=True
+        )
+        found[policy] = float(done.stdout)
+    pages = 2**26 / mmap.PAGESIZE
+    assert found["steady"] < 10
+    # huge pages may stand for many small ones
+    assert found["default"] > pages / 1024
+
+
+def test_multiply_adds_are_as_many_as_stated() -> None:
+    loop = multiply_add(torch.device("cpu"), torch.float32)
+    assert loop is not None
+    call, macs = loop
+    assert macs == sum(call())
+    assert macs % torch.get_num_threads() == 0
+
+
+def test_roofs_state_the_work_of_one_call() -> None:
+    device = Cpu()
+    made, work = roof_clocks(device, "float32", [1000, 4096])
+    assert work["copy:1000"] == 1000
+    assert work["matmul"] == 1024**3
+    assert set(made) == set(work) >= {"copy:1000", "copy:4096", "matmul", "fma"}
+    assert all(min(clock.block(0.001).values) > 0 for clock in made.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_matrix_product_is_one(dtype: torch.dtype) -> None:
+    call, macs = matmul(Cpu(), dtype)
+    assert call().dtype == dtype
+    assert macs == 2**30
+
+
+def test_there_is_no_device_of_another_name() -> None:
+    assert open_device("cpu").describe()["kind"] == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="sees no CUDA device"):
+            open_device("cuda:0")
+
+
+def test_the_machine_is_described() -> None:
+    found = describe_machine()
+    assert found["cores"] >= 1
+    assert found["memory"] > 2**28
+    assert all(size > 0 for size in cpu_caches().values())
+
+
+@pytest.mark.parametrize(("text", "size"), [("32K", 32768), ("36608K", 37486592), ("1M", 1048576), ("512", 512)])
+def test_sizes_are_read_as_the_kernel_prints_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_an_unfit_machine_is_warned_of() -> None:
+    fit = {"load": 0.1, "cores": 2, "governor": "performance"}
+    quiet = [line for line in warnings(fit) if "Linux" not in line]
+    assert quiet == []
+    assert any("load average 3.0 on 2 cores" in line for line in warnings({**fit, "load": 3.0}))
+    assert any("powersave" in line for line in warnings({**fit, "governor": "powersave"}))
