@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from . import Closure, Costs, Inputs, Op, Point
 from .core.closed_forms import held
-from .core.seeded import empty_module, fill_convolution, normal
+from .core.seeded import empty_convolution, fill_convolution, normal
 
 
 class _Convolution(Op):
@@ -28,7 +28,7 @@ class _Convolution(Op):
                 c, c, point.kernel_size, point.stride, point.padding, point.dilation, groups=self.groups(point)
             )
 
-        conv = empty_module(make, point, device)
+        conv = empty_convolution(make, point, device)
         fill_convolution(conv, generator)
         return Inputs({"features": normal((point.batch, c, point.height, point.width), point, generator)}, conv)
 

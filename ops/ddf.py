@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
 from .core.closed_forms import held
-from .core.seeded import empty_module, fill_convolution, normal
+from .core.seeded import fill_convolution, normal, placed
 from .core.taps import windows
 
 __all__ = ["DDFPack", "DDFUpPack", "FilterNorm", "ddf"]
@@ -200,17 +200,8 @@ class FilterNorm(nn.Module):
         self.filter_type = filter_type
         self.scale = nn.init.calculate_gain(cast(Any, nonlinearity)) / kernel_size
         taps = in_channels * kernel_size**2
-        self.std = nn.Parameter(torch.empty(taps)) if running_std else self.scale
-        self.mean = nn.Parameter(torch.empty(taps)) if running_mean else None
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws what is learned: std with a deviation of gain/k, mean with 1, as the authors do."""
-        if isinstance(self.std, nn.Parameter):
-            self.std.normal_(0, self.scale, generator=generator)
-        if self.mean is not None:
-            self.mean.normal_(generator=generator)
+        self.std = nn.Parameter(torch.randn(taps) * self.scale) if running_std else self.scale
+        self.mean = nn.Parameter(torch.randn(taps)) if running_mean else None
 
     def forward(self, x: Tensor) -> Tensor:
         filters, taps = self.in_channels, self.kernel_size**2
@@ -481,23 +472,21 @@ class DDFModule(Op):
         if point.channels % head:
             raise Skip(f"head has to divide the channels; {head} does not divide {point.channels}")
 
-        def make() -> DDFPack:
-            return DDFPack(
-                point.channels,
-                point.kernel_size,
-                point.stride,
-                point.dilation,
-                head,
-                se_ratio,
-                kernel_combine=point.combine,
-            )
-
-        pack = empty_module(make, point, device)
+        pack = DDFPack(
+            point.channels,
+            point.kernel_size,
+            point.stride,
+            point.dilation,
+            head,
+            se_ratio,
+            kernel_combine=point.combine,
+        )
+        placed(pack, point, device)
         for part in pack.modules():
             if isinstance(part, nn.Conv2d):
                 fill_convolution(part, generator)
-            elif isinstance(part, FilterNorm):
-                part.reset_parameters(generator)
+            elif isinstance(part, FilterNorm) and isinstance(part.std, Tensor):
+                nn.init.normal_(part.std, std=part.scale, generator=generator)
         features = normal((point.batch, point.channels, point.height, point.width), point, generator)
         return Inputs({"features": features}, pack)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import Closure, Costs, Inputs, Op, Point
 from .core.closed_forms import held
-from .core.seeded import empty_module, fill_convolution, normal
+from .core.seeded import empty_convolution, fill_convolution, normal
 from .core.taps import windows
 
 
@@ -28,7 +28,7 @@ class _DynamicFilter(Op):
 
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
         c, size = point.channels, self.filter_size(point)
-        conv = empty_module(lambda: nn.Conv2d(c, size, 1, point.stride, bias=False), point, device)
+        conv = empty_convolution(lambda: nn.Conv2d(c, size, 1, point.stride, bias=False), point, device)
         # a filter sums size / c terms for each output, which is to have unit variance
         fill_convolution(conv, generator, gain=(size / c) ** -0.5)
         return Inputs({"features": normal((point.batch, c, point.height, point.width), point, generator)}, conv)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,24 +31,24 @@ def normal(shape: Sequence[int], point: Point, generator: torch.Generator, std: 
     return drawn.contiguous(memory_format=memory_format_of(point)).requires_grad_(point.backward)
 
 
-def empty_module(make: Callable[[], Module], point: Point, device: torch.device) -> Module:
-    """The module that `make` constructs, in eval mode, its parameters allocated but not yet drawn.
-
-    Drawing the default initialisation first would take seconds for the 151 million parameters of a dynamic filter.
-    """
-    with torch.device("meta"):
-        module = make()
-    # not Module.to_empty, which imports torch's symbolic shapes: half a second in every worker
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            empty = torch.empty(parameter.shape, dtype=dtype_of(point), device=device)
-            setattr(part, name, nn.Parameter(in_layout(empty, point)))
+def placed(module: Module, point: Point, device: torch.device) -> Module:
+    """The module in eval mode on that device, its parameters in the dtype and layout of the point."""
+    # nn.Module.to takes a memory_format, which its annotations omit
+    cast(Any, module).to(device=device, dtype=dtype_of(point), memory_format=memory_format_of(point))
     return module.eval().requires_grad_(point.backward)
 
 
-def in_layout(tensor: Tensor, point: Point) -> Tensor:
-    """The tensor in the point's memory format, which only tensors of four dimensions have."""
-    return tensor.contiguous(memory_format=memory_format_of(point)) if tensor.dim() == 4 else tensor
+def empty_convolution(make: Callable[[], nn.Conv2d], point: Point, device: torch.device) -> nn.Conv2d:
+    """The convolution that `make` constructs, `placed`, its parameters allocated but not drawn.
+
+    Drawing the default initialisation first would take seconds for the 151 million weights of a dynamic filter.
+    """
+    with torch.device("meta"):
+        conv = make()
+    # not Module.to_empty, which imports torch's symbolic shapes: half a second in every worker
+    for name, parameter in conv.named_parameters():
+        setattr(conv, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype_of(point), device=device)))
+    return placed(conv, point, device)
 
 
 @torch.no_grad()
@@ -58,7 +58,11 @@ def fill_convolution(conv: nn.Conv2d, generator: torch.Generator, gain: float = 
     The same values in every layout: they are drawn in the order of a contiguous weight.
     """
     fan_in = conv.weight[0].numel()
-    drawn = torch.empty(conv.weight.shape, dtype=conv.weight.dtype, device=conv.weight.device)
-    conv.weight.copy_(drawn.normal_(0, gain * fan_in**-0.5, generator=generator))
+    weight = (
+        conv.weight
+        if conv.weight.is_contiguous()
+        else torch.empty_like(conv.weight, memory_format=torch.contiguous_format)
+    )
+    conv.weight.copy_(weight.normal_(0, gain * fan_in**-0.5, generator=generator))
     if conv.bias is not None:
         conv.bias.normal_(0, 0.1, generator=generator)
