@@ -12,7 +12,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from . import Metric, Run
-from .core.arrange import BASELINES, OPS
+from .core.arrange import BASELINES, OPS, Arrangement
 from .core.pictures import Picture, pictures
 from .core.units import quantity
 
@@ -53,7 +53,7 @@ _STYLE: Any = {
 def serialize(runs: list[Run]) -> dict[str, str | bytes]:
     import matplotlib
 
-    drawn, _ = pictures(runs)
+    drawn, _ = pictures(Arrangement(runs))
     ops = sorted({record.op for run in runs for record in run.records} - set(OPS))
     impls = sorted({record.impl for run in runs for record in run.records} - set(_IMPL_STYLES))
     colors = {**_OP_COLORS, **{op: _MORE_COLORS[i % len(_MORE_COLORS)] for i, op in enumerate(ops)}}
@@ -204,6 +204,8 @@ def _short(label: str) -> str:
 
 def _render(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    figure.savefig(buffer, format=kind, dpi=110, metadata=metadata)
+    if kind == "svg":
+        figure.savefig(buffer, format=kind, metadata={"Date": None, "Creator": None})
+    else:
+        figure.savefig(buffer, format=kind, dpi=110, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     return buffer.getvalue()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import Metric, Record, Run
+from .tables import metric_status
 
 #: The axes that make the place of a case. What else tells two cases of one op apart, `combine` for one, is its variant.
 PLACE_AXES = (
@@ -63,8 +64,7 @@ VIEWS = (
 )
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """What is compared: a line of a plot, a column of a table. `impl` is empty where all impls share it."""
 
     op: str
@@ -81,11 +81,25 @@ class Series:
         return (OPS.index(self.op) if self.op in OPS else len(OPS), self.op, self.impl, self.variant)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
+    """A record with its place among the others."""
+
     record: Record
     place: Place
     series: Series
+
+
+class Cell(NamedTuple):
+    """A record, and its metric where it has that one."""
+
+    record: Record
+    metric: Metric | None
+
+    @property
+    def status(self) -> str:
+        """Why there is no value, in words; empty if nothing is said."""
+        status = self.record.status if self.metric is None else metric_status(self.record, self.metric)[0]
+        return "" if status == "ok" else status.replace("_", " ")
 
 
 @dataclass
@@ -94,22 +108,21 @@ class Pivot:
 
     Args:
         unit: of the metric.
-        rows: entries by series by place, in rising order of places; an entry may lack the metric.
+        rows: cells by series by place, in rising order of places.
         columns: all series, in order.
         varying: the axes in which the rows differ.
     """
 
     metric: str
     unit: str
-    rows: dict[Place, dict[Series, Entry]]
+    rows: dict[Place, dict[Series, Cell]]
     columns: list[Series]
     varying: list[str]
 
     def value(self, place: Place, series: Series) -> Metric | None:
         """The metric there, or None if there is no such number."""
-        entry = self.rows[place].get(series)
-        metric = entry and entry.record.metric(self.metric)
-        return metric if metric and metric.value is not None else None
+        cell = self.rows[place].get(series)
+        return cell.metric if cell and cell.metric and cell.metric.value is not None else None
 
 
 def device_names(runs: list[Run]) -> list[str]:
@@ -128,8 +141,30 @@ def resolution(record: Record) -> tuple[int, int] | None:
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
-def arrange(runs: list[Run], suite: str) -> list[Entry]:
-    """All records of one suite with their places and series."""
+class Arrangement:
+    """All records of some runs, with their places and series, by suite; tables made of them are kept."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = runs
+        self.suites = {suite: _entries(runs, suite) for suite in dict.fromkeys(s for run in runs for s in run.suites())}
+        self._pivots: dict[View, Pivot] = {}
+
+    def views(self, suite: str) -> list[View]:
+        """The views of a suite for which there are records."""
+        present = {m.name: None for entry in self.suites[suite] for m in entry.record.metrics if m.value is not None}
+        known = [view for view in VIEWS if view.suite == suite]
+        if known:
+            return [view for view in known if view.metric in present]
+        return [View(suite, metric, metric, drawn=False) for metric in present]
+
+    def pivot(self, view: View) -> Pivot:
+        """The table of one metric; where the impls of an op cannot differ in it, each op is one series."""
+        if view not in self._pivots:
+            self._pivots[view] = _pivot(self.suites[view.suite], view)
+        return self._pivots[view]
+
+
+def _entries(runs: list[Run], suite: str) -> list[Entry]:
     several = len(runs) > 1
     found = [
         (record, f"{record.device}: {name}" if several else record.device)
@@ -144,26 +179,17 @@ def arrange(runs: list[Run], suite: str) -> list[Entry]:
     ]
 
 
-def views(suite: str, entries: list[Entry]) -> list[View]:
-    """The views of a suite for which there are records."""
-    present = {m.name: None for entry in entries for m in entry.record.metrics if m.value is not None}
-    known = [view for view in VIEWS if view.suite == suite]
-    if known:
-        return [view for view in known if view.metric in present]
-    return [View(suite, metric, metric, drawn=False) for metric in present]
-
-
-def pivot(entries: list[Entry], view: View) -> Pivot:
-    """The table of one metric; where the impls of an op cannot differ in it, each op is one series."""
-    rows: dict[Place, dict[Series, Entry]] = {}
+def _pivot(entries: list[Entry], view: View) -> Pivot:
+    rows: dict[Place, dict[Series, Cell]] = {}
     unit = ""
-    for entry in sorted(entries, key=lambda e: _sortable(e.place)):
-        series = entry.series if view.by_impl else Series(entry.series.op, "", entry.series.variant)
-        metric = entry.record.metric(view.metric)
-        row = rows.setdefault(entry.place, {})
+    for record, place, own in entries:
+        series = own if view.by_impl else own._replace(impl="")
+        metric = record.metric(view.metric)
+        row = rows.setdefault(place, {})
         if series not in row or (metric and metric.value is not None):
-            row[series] = entry
+            row[series] = Cell(record, metric)
         unit = metric.unit if metric else unit
+    rows = {place: rows[place] for place in sorted(rows, key=_sortable)}
     columns = sorted({series for row in rows.values() for series in row}, key=lambda s: s.rank)
     varying = [axis for i, axis in enumerate(PLACE_AXES) if len({place[i] for place in rows}) > 1]
     return Pivot(view.metric, unit, rows, columns, varying)
@@ -182,11 +208,6 @@ def place_text(place: Place, axes: Iterable[str] = PLACE_AXES) -> str:
         for axis, value in zip(PLACE_AXES, place, strict=True)
         if axis in wanted and value is not None and not (axis in ("stride", "dilation") and value == 1)
     )
-
-
-def case_text(entry: Entry) -> str:
-    """A case in words, without what can be taken for granted."""
-    return f"{entry.series.label} ({place_text(entry.place)})"
 
 
 def _place(record: Record, device: str) -> Place:

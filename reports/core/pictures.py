@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 
 from .. import Metric, Run
-from .arrange import PLACE_AXES, Pivot, Place, Series, View, arrange, axis_text, pivot, place_text, views
+from .arrange import PLACE_AXES, Arrangement, Pivot, Place, Series, View, axis_text, place_text
 
-#: Drawing takes a good part of a second each, so no run has more; what is left out is in the tables.
-MOST_PICTURES = 8
+#: Drawing takes a good part of a second each, so beyond one of each view no run has more; tables have the rest.
+MOST_PICTURES = 6
 #: What a metric is drawn against: the first of these that takes several values, else bars.
 _X_AXES = ("resolution", "channels", "kernel_size", "batch", "threads")
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
@@ -29,6 +29,7 @@ class Picture:
         missing: series that have fewer points, and why, in words.
     """
 
+    suite: str
     path: str
     title: str
     where: str
@@ -44,20 +45,20 @@ class Picture:
         return sum(map(len, self.lines.values()))
 
 
-def pictures(runs: list[Run]) -> tuple[list[Picture], int]:
+def pictures(arranged: Arrangement) -> tuple[list[Picture], int]:
     """The pictures of some runs, and how many more there would be.
 
-    Each view has its fullest picture before any has a second one.
+    Each view has its fullest one; there are second ones only up to `MOST_PICTURES` in all.
     """
     found = []
-    for suite in dict.fromkeys(suite for run in runs for suite in run.suites()):
-        entries = arrange(runs, suite)
-        for view in views(suite, entries):
+    for suite in arranged.suites:
+        for view in arranged.views(suite):
             if view.drawn:
-                panels = sorted(_panels(runs, view, pivot(entries, view)), key=lambda p: -p.points)
+                panels = sorted(_panels(arranged.runs, view, arranged.pivot(view)), key=lambda p: -p.points)
                 found += list(enumerate(panels))
     ordered = [picture for _, picture in sorted(found, key=lambda f: f[0])]
-    return ordered[:MOST_PICTURES], max(0, len(ordered) - MOST_PICTURES)
+    drawn = max(MOST_PICTURES, sum(place == 0 for place, _ in found))
+    return ordered[:drawn], len(ordered[drawn:])
 
 
 def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
@@ -74,6 +75,7 @@ def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
         lines, ticks = _lines(table, group, x_axis)
         found.append(
             Picture(
+                suite=view.suite,
                 path="plots/" + "-".join([view.suite, view.metric, *(_slug(axis, common) for axis in varying)]),
                 title=view.title,
                 where=", ".join(filter(None, (device, place_text(common)))),
@@ -114,11 +116,11 @@ def _missing(table: Pivot, group: list[Place], x_axis: str | None) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for series in table.columns:
         for place in group:
-            entry = table.rows[place].get(series)
-            if entry is None or _drawable(table, place, series):
+            cell = table.rows[place].get(series)
+            if cell is None or _drawable(table, place, series):
                 continue
-            why = "is 0" if table.value(place, series) else entry.record.status.replace("_", " ")
-            if why != "ok":
+            why = "is 0" if table.value(place, series) else cell.status
+            if why:
                 where = found.setdefault((series.label, why), [])
                 where += filter(None, [_tick(place, x_axis)[1]])
     return [f"{label}{' at ' + ', '.join(where) if where else ''} ({why})" for (label, why), where in found.items()]

@@ -60,10 +60,7 @@ def _rows(record: Record, columns: list[str]) -> Iterator[list[Any]]:
     before = [cells.get(column) for column in columns[:_METRIC]]
     after = [cells.get(column) for column in columns[len(COLUMNS) :]]
     for metric in record.metrics or (_NO_METRIC,):
-        numbers = (_exact(number, metric.unit) for number in (metric.value, metric.low, metric.high))
+        numbers = [metric.value, metric.low, metric.high]
+        if metric.unit in _COUNTS:
+            numbers = [int(n) if isinstance(n, float) and n.is_integer() else n for n in numbers]
         yield [*before, metric.name, metric.unit, *numbers, *metric_status(record, metric), *after]
-
-
-def _exact(value: float | None, unit: str) -> float | None:
-    """Counts as integers."""
-    return int(value) if isinstance(value, float) and unit in _COUNTS and value.is_integer() else value

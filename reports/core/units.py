@@ -44,7 +44,7 @@ def digits(number: float) -> str:
         return str(number)
     if number == int(number) and size < 1e12:
         return f"{int(number):,}"
-    if size >= 1e6 or size < 1e-3:
+    if size >= 1e9 or size < 1e-3:
         return f"{number:.2e}"
     return f"{number:,.{max(0, 2 - math.floor(math.log10(size)))}f}"
 

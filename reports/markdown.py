@@ -1,0 +1,262 @@
+"""Markdown: `report.md`, the answer first, and `tables/<suite>.md`, all of a suite scaled for reading."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from . import FAILURES, Record, Run
+from .core.arrange import (
+    PLACE_AXES,
+    Arrangement,
+    Entry,
+    Pivot,
+    Place,
+    Series,
+    axis_text,
+    device_names,
+    place_text,
+)
+from .core.markup import code, escape, table
+from .core.pictures import Picture, pictures
+from .core.summary import answers, counts, sentences
+from .core.tables import metric_status
+from .core.units import Scale, bounds, common_scale, digits, quantity, with_bounds
+
+NAME = "markdown"
+ORDER = 30
+
+#: Rows of one table in the report and in `tables/`; the CSV has all.
+_MOST_ROWS = 40
+_MOST_DETAILS = 1000
+#: Entries of run.json that are bytes.
+_BYTES = ("memory", "l2_cache", "L1d", "L1i", "L2", "L3")
+_INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
+
+
+def serialize(runs: list[Run]) -> dict[str, str | bytes]:
+    arranged = Arrangement(runs)
+    captions = {suite: _caption(entries) for suite, entries in arranged.suites.items()}
+    files: dict[str, str | bytes] = {"report.md": _report(arranged, captions)}
+    for suite in arranged.suites:
+        files[f"tables/{suite}.md"] = "\n".join([f"# {escape(suite)}\n", *captions[suite], *_tables(arranged, suite)])
+    return files
+
+
+def _report(arranged: Arrangement, captions: dict[str, list[str]]) -> str:
+    runs = arranged.runs
+    drawn, left_out = pictures(arranged)
+    everything = [entry for entries in arranged.suites.values() for entry in entries]
+    parts = [f"# {escape('ddfbench: ' + ', '.join(_name(run) for run in runs))}\n"]
+    for run, device in zip(runs, device_names(runs), strict=True):
+        parts += _answers(run, device, arranged if len(runs) == 1 else Arrangement([run]))
+    parts += _environment(runs)
+    for suite in arranged.suites:
+        parts += [f"## {escape(suite)}\n", *captions[suite]]
+        parts += _section(arranged, suite, [picture for picture in drawn if picture.suite == suite])
+    if left_out:
+        parts.append(f"{left_out} more combinations of axes are not drawn; their values are in the tables.\n")
+    parts += _without_numbers("Failed", (e for e in everything if e.record.status in FAILURES))
+    parts += _without_numbers("Not measured", (e for e in everything if e.record.status not in FAILURES))
+    parts += ["## How to reproduce\n", *(code(_command(run)) for run in runs)]
+    return "\n".join(parts)
+
+
+def _tables(arranged: Arrangement, suite: str) -> list[str]:
+    """A table per view, then every metric of every case."""
+    parts = []
+    for view in arranged.views(suite):
+        parts += [f"## {escape(view.title)}\n", _pivot_table(arranged.pivot(view), _MOST_DETAILS)]
+    return [*parts, "## All metrics\n", _details(arranged.suites[suite])]
+
+
+def _answers(run: Run, device: str, arranged: Arrangement) -> list[str]:
+    """What one run found, computed from its records."""
+    parts = []
+    for answer in answers(arranged):
+        where = ", ".join(filter(None, (device, answer.where)))
+        parts.append(f"**{escape(answer.view.title)}** ({escape(where)}):\n")
+        parts.append("".join(f"- **{escape(name)}** {escape(told)}\n" for name, told in sentences(answer)))
+    if parts:
+        parts.append("In brackets stand 95 % bounds; those of a ratio take the bounds of both values at their worst.\n")
+    return [*parts, f"{len(run.records)} cases: {counts(run)}.\n" if run.records else "No case was recorded.\n"]
+
+
+def _environment(runs: list[Run]) -> list[str]:
+    """What `run.json` says, a column a run, and its warnings."""
+    parts = ["## Environment\n"]
+    for run in runs:
+        parts += [f"- Warning: {escape(warning)}\n" for warning in run.environment.get("warnings") or []]
+    shown = ("started", "finished", "device", "machine", "software", "project", "settings")
+    rows = [[key, *(_plain(run.environment.get(key)) for run in runs)] for key in shown]
+    return [*parts, table(["", *map(_name, runs)], (row for row in rows if any(row[1:])))]
+
+
+def _plain(value: Any, key: str = "") -> str:
+    """A value of `run.json` in words."""
+    if isinstance(value, dict):
+        inner = ((name, _plain(item, name)) for name, item in value.items())
+        return ", ".join(
+            f"{name} ({text})" if isinstance(value[name], dict) else f"{name} {text}" for name, text in inner if text
+        )
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    if value is None or isinstance(value, bool):
+        return "" if value is None else "yes" if value else "no"
+    return quantity(key, "B", value) if key in _BYTES and isinstance(value, int) else str(value)
+
+
+def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[str]:
+    """The tables and pictures of a suite in the report."""
+    parts = []
+    for view in arranged.views(suite):
+        parts += [f"### {escape(view.title)}\n", _pivot_table(arranged.pivot(view), _MOST_ROWS)]
+        for picture in drawn:
+            if picture.metric == view.metric:
+                alt = escape(f"{picture.title}: {picture.where}")
+                parts.append(f"[![{alt}]({picture.path}.png)]({picture.path}.svg)\n")
+    parts += _differences(arranged.suites[suite])
+    parts.append(f"All metrics: [tables/{suite}.md](tables/{suite}.md), [tables/{suite}.csv](tables/{suite}.csv).\n")
+    return parts
+
+
+def _caption(entries: list[Entry]) -> list[str]:
+    """What all cases of a suite have in common: axes, and settings as far as they take few values."""
+    places = {entry.place for entry in entries}
+    common = [axis for axis in PLACE_AXES if len({place[_INDEX[axis]] for place in places}) == 1]
+    text = place_text(entries[0].place, common)
+    parts = [f"All cases: {escape(text)}.\n"] if text else []
+    taken = _settings(entry.record for entry in entries)
+    parts += [f"Settings: {escape(taken)}.\n"] if taken else []
+    if any(metric.unit == "MAC" for entry in entries for metric in entry.record.metrics):
+        parts.append("One MAC is one multiply-accumulate; many papers call it a FLOP.\n")
+    return parts
+
+
+def _settings(records: Iterable[Record]) -> str:
+    """`threads 2; fits_cache yes (12), no (4)`; what stopped the sampling is counted by process."""
+    seen: dict[str, Counter[Any]] = {}
+    for record in records:
+        for key, value in record.settings.items():
+            if isinstance(value, str | int | float):
+                seen.setdefault(key, Counter())[value] += 1
+            elif key == "stopped" and isinstance(value, dict):
+                for metric, reasons in value.items():
+                    seen.setdefault(f"{metric} stopped by", Counter()).update(map(str, reasons))
+    told = []
+    for key, values in seen.items():
+        if len(values) == 1:
+            told.append(f"{key} {_plain(next(iter(values)))}")
+        elif len(values) <= 4:
+            ordered = sorted((_plain(value), count) for value, count in values.items())
+            told.append(f"{key} " + ", ".join(f"{value} ({count})" for value, count in ordered))
+    return "; ".join(told)
+
+
+def _pivot_table(content: Pivot, most_rows: int) -> str:
+    """A row a place, a column a series; numbers of one row share a unit."""
+    scales = {place: _row_scale(content, place) for place in content.rows}
+    units = any(scale.unit for scale in scales.values())
+    header = [*content.varying, *(["unit"] if units else []), *(series.label for series in content.columns)]
+    rows = []
+    for place in list(content.rows)[:most_rows]:
+        where = [axis_text(axis, place[_INDEX[axis]]) for axis in content.varying]
+        unit = [scales[place].unit] if units else []
+        rows.append([*where, *unit, *(_cell(content, place, series, scales[place]) for series in content.columns)])
+    left_out = len(content.rows) - len(rows)
+    return table(header, rows, numbers=len(content.columns)) + _more(left_out)
+
+
+def _row_scale(content: Pivot, place: Place) -> Scale:
+    found = [content.value(place, series) for series in content.columns]
+    return common_scale(content.metric, content.unit, [m.value for m in found if m and m.value is not None])
+
+
+def _cell(content: Pivot, place: Place, series: Series, scale: Scale) -> str:
+    """A number with its bounds, or why there is none."""
+    metric = content.value(place, series)
+    if metric and metric.value is not None:
+        return f"{digits(metric.value / scale.factor)} {bounds(metric.low, metric.high, scale.factor)}".rstrip()
+    cell = content.rows[place].get(series)
+    return cell.status if cell else ""
+
+
+def _details(entries: list[Entry]) -> str:
+    """Every case with every metric."""
+    places = [entry.place for entry in entries]
+    varying = [axis for axis in PLACE_AXES if len({place[_INDEX[axis]] for place in places}) > 1]
+    names = list(dict.fromkeys(metric.name for entry in entries for metric in entry.record.metrics))
+    rows = []
+    for entry in entries[:_MOST_DETAILS]:
+        record, told = entry.record, {metric.name: with_bounds(metric) for metric in entry.record.metrics}
+        where = [axis_text(axis, entry.place[_INDEX[axis]]) for axis in varying]
+        reason = "" if record.status == "ok" else ": ".join(filter(None, (record.status, record.reason)))
+        rows.append([entry.series.label, *where, reason or "ok", *(told.get(name, "") for name in names)])
+    return table(["case", *varying, "status", *names], rows, numbers=len(names)) + _more(len(entries) - _MOST_DETAILS)
+
+
+def _differences(entries: list[Entry]) -> list[str]:
+    """Where two counters disagree and why, each kind once with the largest count."""
+    largest: dict[tuple[str, ...], tuple[float, Entry]] = {}
+    for entry in entries:
+        for item in entry.record.settings.get("differences") or []:
+            key = (entry.series.op, *(str(item.get(name, "")) for name in ("counter", "kind", "reason")))
+            macs = item.get("macs") or 0
+            if key not in largest or abs(macs) > abs(largest[key][0]):
+                largest[key] = (macs, entry)
+    if not largest:
+        return []
+    rows = [
+        [op, counter, kind, quantity("macs", "MAC", macs), place_text(entry.place, ["resolution"]), reason]
+        for (op, counter, kind, reason), (macs, entry) in largest.items()
+    ]
+    header = ["op", "counter", "kind", "difference", "at most at", "reason"]
+    return ["### Differences between the counters\n", table(header, rows)]
+
+
+def _without_numbers(title: str, entries: Iterable[Entry]) -> list[str]:
+    """Cases and single metrics that gave no number, with reasons; those alike share a row."""
+    found: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        record = entry.record
+        lacking = [("all", record.status, record.reason)] if record.status != "ok" else []
+        lacking += [(m.name, *metric_status(record, m)) for m in record.metrics if m.status not in (None, "ok")]
+        for metric, status, reason in lacking:
+            found.setdefault((record.suite, metric, status.replace("_", " "), reason), []).append(entry)
+    if not found:
+        return []
+    rows = [
+        [
+            suite,
+            _several(e.series.label for e in alike),
+            _several(place_text(e.place) for e in alike),
+            metric,
+            status,
+            reason,
+        ]
+        for (suite, metric, status, reason), alike in found.items()
+    ]
+    header = ["suite", "op/impl", "where", "metric", "status", "reason"]
+    return [f"## {title}\n", table(header, rows[:_MOST_ROWS]) + _more(len(rows) - _MOST_ROWS)]
+
+
+def _more(left_out: int) -> str:
+    return f"\nand {left_out} more rows, see the files in tables/\n" if left_out > 0 else ""
+
+
+def _several(texts: Iterable[str]) -> str:
+    """The different ones; of many the first three and their number."""
+    different = list(dict.fromkeys(texts))
+    if len(different) <= 4:
+        return "; ".join(different)
+    return f"{'; '.join(different[:3])}; and {len(different) - 3} more"
+
+
+def _name(run: Run) -> str:
+    return str(run.environment.get("run") or run.path.name)
+
+
+def _command(run: Run) -> str:
+    return shlex.join(["python", *map(str, run.environment.get("argv") or ["runner.py"])])
