@@ -259,7 +259,7 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
 
     began = time.monotonic()
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
-    with Session(chosen, selection) as session:
+    with Session(chosen.values()) as session:
         plan = make_plan(
             selection, chosen, session.servers[0], say=lambda line: print(line, file=sys.stderr, flush=True)
         )
@@ -270,6 +270,7 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
         if path.parent == RUNS:
             point_latest(RUNS, path)
         session.log = path / "workers.log"
+        session.replicate(selection.processes if any(suite.timed for suite in chosen.values()) else 1)
         done = directory.recorded()
         todo = [case for case in plan.cases if case.id not in done]
         engine = Engine(selection, session.servers, plan, path.name, began)
@@ -330,7 +331,7 @@ def dry_run(selection: Selection) -> int:
     from suites.core.session import Session
 
     chosen: dict[str, Suite] = {name: suite for name, suite in suites().items() if name in selection.suites}
-    with Session(chosen, selection, replicates=1) as session:
+    with Session(chosen.values()) as session:
         plan = make_plan(selection, chosen, session.servers[0])
     for case in plan.cases:
         settled = plan.settled(case, "")
@@ -357,7 +358,7 @@ def list_command(arguments: Sequence[str]) -> int:
     from suites.core.session import Session
 
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
-    with Session(chosen, selection, replicates=1) as session:
+    with Session(chosen.values()) as session:
         if options.what == "cases":
             for case in make_plan(selection, chosen, session.servers[0]).cases:
                 print(case.id)

@@ -2,7 +2,8 @@
 
 Metrics: `latency_wall` (host clock, the device synchronised on both sides of each call: the method of the authors'
 script), `latency_cold` (last-level cache flushed before each call), on CUDA `latency_device` (replays of a captured
-graph). The result is checked first: a wrong one is never timed.
+graph), and with `--malloc default` alone `latency_default_malloc` (the host clock, page faults and all). The result is
+checked first: a wrong one is never timed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class Latency(Suite):
         metrics.append(Metric("macs", "MAC", sum(bench.costs.macs.values())))
         metrics.append(Metric("floor_bytes", "B", bench.costs.floor_bytes))
         working_set = sum(bench.costs.memory.values())
-        clocks = {name: make() for name, make in bench.device.clocks(bench.call).items()}
+        makers = bench.device.clocks(bench.call)
+        if bench.case.process["malloc"] == "default":
+            makers = {"latency_default_malloc": makers["latency_wall"]}
+        clocks = {name: make() for name, make in makers.items()}
         settings = {"fits_cache": working_set <= bench.device.cache, "working_set": working_set, "roof": bench.op.roof}
         return Begun(metrics, clocks, settings)

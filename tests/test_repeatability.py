@@ -17,7 +17,7 @@ def test_odd_and_even_rounds_are_held_against_each_other() -> None:
     drifting = record("drifting", [1.0], [1.2], [1.0], [1.2])
     single = record("single", [1.0])
     found = odd_and_even([steady, drifting, single], "latency_wall")
-    assert (found.count, found.total) == (1, 2)
+    assert (found.agreeing, found.total) == (1, 2)
     assert found.ratios["drifting"] == 1.2
 
 
@@ -25,5 +25,5 @@ def test_two_runs_are_compared_case_by_case() -> None:
     first = [record("a", value=1.0), record("b", value=1.0), record("only here")]
     second = [record("a", value=0.92), record("b", value=1.5)]
     found = between_runs(first, second, "latency_wall")
-    assert (found.count, found.total) == (1, 2)
+    assert (found.agreeing, found.total) == (1, 2)
     assert between_runs(first, second, "latency_cold").total == 0

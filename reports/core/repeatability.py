@@ -19,9 +19,9 @@ WITHIN = 0.10
 
 
 class Agreement(NamedTuple):
-    """`count` of `total` pairs of medians agree within 10 %; `ratios` are the larger over the smaller, by case."""
+    """`agreeing` of `total` pairs of medians agree within 10 %; `ratios` are the larger over the smaller, by case."""
 
-    count: int
+    agreeing: int
     total: int
     ratios: dict[str, float]
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
             found.append(("the two runs", between_runs(runs[0].records, runs[1].records, metric)))
         for what, agreed in found:
             worst = max(agreed.ratios, key=lambda case: agreed.ratios[case], default="")
-            print(f"{metric}: {what}: {agreed.count} of {agreed.total} cases agree within {WITHIN:.0%}")
+            print(f"{metric}: {what}: {agreed.agreeing} of {agreed.total} cases agree within {WITHIN:.0%}")
             if worst:
                 print(f"  widest: {agreed.ratios[worst]:.3f}  {worst}")
     return 0

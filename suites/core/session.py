@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from suites import Suite
-from suites.core.cases import Selection
 from suites.core.processes import Server
 
 
 class Session:
-    """Starts the servers, one per replicate, and ends them with all workers.
+    """Starts a server, further ones for the replicates when they are asked for, and ends them with all workers."""
 
-    Args:
-        replicates: how many; by default as many as the selection's timed suites need.
-    """
-
-    def __init__(self, suites: Mapping[str, Suite], selection: Selection, replicates: int | None = None):
-        timed = any(suite.timed for suite in suites.values())
-        own = sorted({name for suite in suites.values() for name in suite.preload})
-        preload = ["torch", "suites.core.bench", "suites.core.roofs", *own]
+    def __init__(self, suites: Iterable[Suite]):
+        own = sorted({name for suite in suites for name in suite.preload})
+        self._preload = ["torch", "suites.core.bench", "suites.core.roofs", *own]
         #: Where to keep what workers print, if it is to be kept.
         self.log: Path | None = None
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        count = replicates or (selection.processes if timed else 1)
-        self.servers = [Server(preload, self._printed) for _ in range(count)]
+        self.servers = [Server(self._preload, self._printed)]
+
+    def replicate(self, count: int) -> None:
+        """Has at least `count` servers."""
+        self.servers += [Server(self._preload, self._printed) for _ in range(count - len(self.servers))]
 
     def __enter__(self) -> Session:
         return self
