@@ -28,9 +28,9 @@
 namespace ddf {
 namespace {
 
-constexpr int64_t kFilterBytes = 24 << 10;  // of one tile, in scratch memory
-constexpr int64_t kColumns = 64;            // of one tile at most
-constexpr int64_t kChannelBlock = 32;       // channels of one item
+constexpr int64_t kFilterBytes = 256 << 10;  // of one tile, in scratch memory
+constexpr int64_t kColumns = 256;            // of one tile at most
+constexpr int64_t kChannelBlock = 32;        // channels of one item
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -206,18 +206,36 @@ void clear(A* data, int64_t count) {
 }
 
 // The inner loop. `vectors` holds, for each block of kLanes outputs, one vector for each tap.
-template <typename T, bool kAdd, int kTaps>
+template <typename T, bool kAdd>
 void line(int64_t taps, const Accumulator<T>* vectors, const Accumulator<T>* numbers,
           const T* const* features, T* out, int64_t blocks) {
   using A = Accumulator<T>;
-  const int64_t count = kTaps ? kTaps : taps;
+  for (int64_t b = 0; b < blocks; ++b) {
+    Vector<A> sum = {};
+    for (int64_t j = 0; j < taps; ++j, vectors += kLanes<A>) {
+      const Vector<A> filter = kAdd ? load(vectors) + numbers[j] : load(vectors) * numbers[j];
+      sum += filter * load(features[j] + b * kLanes<A>);
+    }
+    store(out + b * kLanes<A>, sum);
+  }
+}
+
+// The same for nine taps, whose numbers and addresses then stay in registers.
+template <typename T, bool kAdd>
+void line_of_9(int64_t, const Accumulator<T>* vectors, const Accumulator<T>* numbers,
+               const T* const* features, T* out, int64_t blocks) {
+  using A = Accumulator<T>;
+  A number[9];
+  const T* feature[9];
+  memcpy(number, numbers, sizeof(number));
+  memcpy(feature, features, sizeof(feature));
   for (int64_t b = 0; b < blocks; ++b) {
     Vector<A> sum = {};
 #pragma GCC unroll 9
-    for (int64_t j = 0; j < count; ++j) {
-      const Vector<A> vector = load(vectors + (b * count + j) * kLanes<A>);
-      const Vector<A> filter = kAdd ? vector + numbers[j] : vector * numbers[j];
-      sum += filter * load(features[j] + b * kLanes<A>);
+    for (int j = 0; j < 9; ++j) {
+      const Vector<A> vector = load(vectors + (b * 9 + j) * kLanes<A>);
+      const Vector<A> filter = kAdd ? vector + number[j] : vector * number[j];
+      sum += filter * load(feature[j] + b * kLanes<A>);
     }
     store(out + b * kLanes<A>, sum);
   }
@@ -227,23 +245,10 @@ template <typename T>
 using Line = void (*)(int64_t, const Accumulator<T>*, const Accumulator<T>*, const T* const*, T*,
                       int64_t);
 
-template <typename T, bool kAdd>
-Line<T> choose_line(int64_t taps) {
-  switch (taps) {
-    case 9:
-      return line<T, kAdd, 9>;
-    case 25:
-      return line<T, kAdd, 25>;
-    case 49:
-      return line<T, kAdd, 49>;
-    default:
-      return line<T, kAdd, 0>;
-  }
-}
-
 template <typename T>
 Line<T> choose_line(Combine combine, int64_t taps) {
-  return combine == Combine::add ? choose_line<T, true>(taps) : choose_line<T, false>(taps);
+  if (taps == 9) return combine == Combine::add ? line_of_9<T, true> : line_of_9<T, false>;
+  return combine == Combine::add ? line<T, true> : line<T, false>;
 }
 
 // A sweep along pixels: where it is, and the scratch memory of one tile.

@@ -34,7 +34,7 @@ ALL_ARCHES = ("75", "80", "86", "89", "90", "100", "120")
 TARGET_VERSION = "0x020b000000000000"
 
 CXX_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
-NVCC_FLAGS = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
+NVCC_FLAGS = ("-std=c++17", "-O3", "--threads=0", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
 
 #: Files named *_simd.cpp are compiled once for each: their table of functions is called kernels_<name>, and the library
 #: picks one when it runs. A build serves any machine of its family, and nothing has to ask what this one is.
@@ -138,7 +138,7 @@ def build(
 
     Args:
         arches: compute capabilities to compile CUDA kernels for; None leaves the choice to `cuda_arches`.
-        cache: the directory of builds; by default `.build` in the checkout, `~/.cache/ddf_ops` for an installed package.
+        cache: the directory of builds; by default `.build` in the checkout, `~/.cache/ddf_ops` for the package.
         progress: called with a line at each step of a build, as `[2/4] ddf_cpu.cpp`; by default they go to stderr.
 
     Raises:
