@@ -32,7 +32,9 @@ ORDER = 30
 _MOST_ROWS = 40
 _MOST_DETAILS = 1000
 #: Entries of run.json that are bytes.
-_BYTES = ("memory", "l2_cache", "L1d", "L1i", "L2", "L3")
+_BYTES = ("memory", "cache", "l2_cache", "L1", "L1d", "L1i", "L2", "L3")
+#: Characters of one such entry; `run.json` has all.
+_LONGEST = 160
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
 
 
@@ -105,7 +107,8 @@ def _plain(value: Any, key: str = "") -> str:
         return ", ".join(_plain(item) for item in value)
     if value is None or isinstance(value, bool):
         return "" if value is None else "yes" if value else "no"
-    return quantity(key, "B", value) if key in _BYTES and isinstance(value, int) else str(value)
+    text = quantity(key, "B", value) if key in _BYTES and isinstance(value, int) else str(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[str]:

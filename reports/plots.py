@@ -142,7 +142,7 @@ def _label_values(axes: Axes, picture: Picture, which: str) -> None:
     axis = axes.yaxis if which == "y" else axes.xaxis
     low, high = axes.get_ylim() if which == "y" else axes.get_xlim()
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
+    steps = (1, 2, 5) if math.log10(high / low) < (3.3 if which == "y" else 1.5) else (1,)
     values = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
     axis.set_ticks(values, labels=[quantity(picture.metric, picture.unit, value) for value in values])
     axis.minorticks_off()

@@ -120,9 +120,9 @@ class Pivot:
     varying: list[str]
 
     def value(self, place: Place, series: Series) -> Metric | None:
-        """The metric there, or None if there is no such number."""
+        """The metric there, or None if there is no such number or its case failed later."""
         cell = self.rows[place].get(series)
-        return cell.metric if cell and cell.metric and cell.metric.value is not None else None
+        return cell.metric if cell and cell.metric and cell.metric.value is not None and not cell.status else None
 
 
 def device_names(runs: list[Run]) -> list[str]:

@@ -36,7 +36,8 @@ class Cost:
         if fraction is None or fraction.value is None:
             return ""
         kind = self.record.settings.get("roof")
-        return f"{quantity(fraction.name, fraction.unit, fraction.value)} of the {f'{kind} ' if kind else ''}roof"
+        name = f"{str(kind).rpartition(':')[2]} " if kind else ""
+        return f"{quantity(fraction.name, fraction.unit, fraction.value)} of the {name}roof"
 
 
 @dataclass
@@ -100,7 +101,11 @@ def terminal_summary(run: Run) -> str:
                 f"{c.series.label} {quantity(c.metric.name, c.metric.unit, _number(c.metric))}" for c in answer.costs
             )
             lines.append(f"{head}: {', '.join(told)}")
-        lines += [f"  {series.label}  {_status(record)}: {record.reason}" for series, record in answer.absent]
+        lines += [
+            f"  {series.label}  {_status(record)}: {record.reason}"
+            for series, record in answer.absent
+            if record.status not in FAILURES
+        ]
         lines.append("")
     failed = failures(run)
     if failed:
@@ -134,7 +139,8 @@ def _answer(view: View, table: Pivot) -> Answer:
     ops = {series.op for series, _ in best.values()}
     absent = [(series, table.rows[place][series].record) for series in table.columns if series in table.rows[place]]
     absent = [(series, record) for series, record in absent if series.op not in ops]
-    return Answer(view, place_text(place), costs, [base.label for base, _ in bases], absent)
+    baselines = [base.label for base, _ in bases if any(base.label in cost.ratios for cost in costs)]
+    return Answer(view, place_text(place), costs, baselines, absent)
 
 
 def _place(table: Pivot) -> Place:

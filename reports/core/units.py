@@ -42,8 +42,8 @@ def digits(number: float) -> str:
     size = abs(number)
     if not math.isfinite(number):
         return str(number)
-    if number == int(number) and size < 1e12:
-        return f"{int(number):,}"
+    if abs(number - round(number)) <= 1e-9 * size < 1e3:
+        return f"{round(number):,}"
     if size >= 1e9 or size < 1e-3:
         return f"{number:.2e}"
     return f"{number:,.{max(0, 2 - math.floor(math.log10(size)))}f}"
