@@ -23,7 +23,7 @@ from .core.markup import code, escape, table
 from .core.pictures import Picture, pictures
 from .core.summary import answers, counts, sentences
 from .core.tables import metric_status
-from .core.units import Scale, bounds, common_scale, digits, quantity, with_bounds
+from .core.units import Scale, bounds, common_scale, quantity, shown, with_bounds
 
 NAME = "markdown"
 ORDER = 30
@@ -91,8 +91,8 @@ def _environment(runs: list[Run]) -> list[str]:
     parts = ["## Environment\n"]
     for run in runs:
         parts += [f"- Warning: {escape(warning)}\n" for warning in run.environment.get("warnings") or []]
-    shown = ("started", "finished", "device", "machine", "software", "project", "settings")
-    rows = [[key, *(_plain(run.environment.get(key)) for run in runs)] for key in shown]
+    told = ("started", "finished", "device", "machine", "software", "project", "settings")
+    rows = [[key, *(_plain(run.environment.get(key)) for run in runs)] for key in told]
     return [*parts, table(["", *map(_name, runs)], (row for row in rows if any(row[1:])))]
 
 
@@ -181,7 +181,7 @@ def _cell(content: Pivot, place: Place, series: Series, scale: Scale) -> str:
     """A number with its bounds, or why there is none."""
     metric = content.value(place, series)
     if metric and metric.value is not None:
-        return f"{digits(metric.value / scale.factor)} {bounds(metric.low, metric.high, scale.factor)}".rstrip()
+        return f"{shown(metric.value, scale)} {bounds(metric, scale)}".rstrip()
     cell = content.rows[place].get(series)
     return cell.status if cell else ""
 

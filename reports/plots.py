@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import Metric, Run
 from .core.arrange import BASELINES, OPS, Arrangement
 from .core.pictures import Picture, pictures
-from .core.units import quantity
+from .core.units import quantity, round_quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +144,7 @@ def _label_values(axes: Axes, picture: Picture, which: str) -> None:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if math.log10(high / low) < (3.3 if which == "y" else 1.5) else (1,)
     values = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
-    axis.set_ticks(values, labels=[quantity(picture.metric, picture.unit, value) for value in values])
+    axis.set_ticks(values, labels=[round_quantity(picture.metric, picture.unit, value) for value in values])
     axis.minorticks_off()
     axis.grid(True, color="#DDDDDD", linewidth=0.7)
     if which == "y":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .. import FAILURES, STATUSES, Metric, Record, Run
 from .arrange import BASELINES, PLACE_AXES, Arrangement, Pivot, Place, Series, View, place_text
-from .units import bounds, digits, quantity, with_bounds
+from .units import Scale, bounds, digits, quantity, with_bounds
 
 _RESOLUTION = PLACE_AXES.index("resolution")
 #: Failures named on the terminal; the report names all.
@@ -171,7 +171,7 @@ def _divided(metric: Metric, base: Metric) -> Metric:
 
 
 def _ratio(ratio: Metric) -> str:
-    return " ".join(filter(None, (digits(_number(ratio)), bounds(ratio.low, ratio.high))))
+    return f"{digits(_number(ratio))} {bounds(ratio, Scale(1.0, ''))}".rstrip()
 
 
 def _number(metric: Metric) -> float:

@@ -1,0 +1,104 @@
+"""Small made-up runs for the tests of the reports; `python tests/sample_runs.py` writes the golden files anew."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from reports import Block, Metric, Record, Run  # noqa: E402
+
+RUN = "20260102-030405-ab12"
+GOLDEN_FILES = ("report.md", "tables/latency.md", "tables/latency.csv", "tables/flops.csv")
+
+
+def environment(run: str = RUN, device: str = "Example CPU") -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "run": run,
+        "started": "2026-01-02T03:04:05+00:00",
+        "finished": "2026-01-02T03:06:05+00:00",
+        "argv": ["runner.py", "--suite", "latency,flops", "--output", "my runs"],
+        "device": {"kind": "cpu", "name": device},
+        "machine": {"cores": 2, "memory": 25_000_000_000, "caches": {"L2": 2_097_152}, "governor": None},
+        "software": {"python": "3.11.7", "torch": "2.13.0"},
+        "project": {"version": "0.1.0", "revision": "abc123", "dirty": False},
+        "warnings": ["load average 3.0 on 2 cores"],
+    }
+
+
+def record(suite: str, op: str, impl: str, size: int | None = None, run: str = RUN, **changes: Any) -> Record:
+    """A record without metrics; `changes` are axes, or fields where a record has one of that name."""
+    axes: dict[str, Any] = {"channels": 256, "kernel_size": 3}
+    if size:
+        axes |= {"dtype": "float32", "layout": "nchw", "direction": "forward", "batch": 1}
+        axes |= {"height": size, "width": size, "stride": 1, "dilation": 1}
+    own = {key: changes.pop(key) for key in ("status", "reason", "metrics", "samples", "settings") if key in changes}
+    axes |= changes
+    if op.startswith("ddf"):
+        axes.setdefault("combine", "mul")
+    case = f"{suite}:{op}/{impl}@cpu:" + ":".join(map(str, axes.values()))
+    return Record(run, case, 1, suite, op, impl, "cpu", axes, **{"status": "ok", **own})
+
+
+def latency(op: str, impl: str, size: int, seconds: float, **changes: Any) -> Record:
+    """A case of the suite `latency`, its bounds 2 % below and 4 % above."""
+
+    def timed(name: str, value: float) -> Metric:
+        return Metric(name, "s", value, value * 0.98, value * 1.04, "less")
+
+    return record(
+        "latency",
+        op,
+        impl,
+        size,
+        metrics=[
+            timed("latency_wall", seconds),
+            timed("latency_cold", 1.5 * seconds),
+            Metric("max_error", "1", 2.5e-7, better="less"),
+            Metric("macs", "MAC", 256 * 9.0 * size * size),
+            Metric("roof_fraction", "1", 0.86, better="more"),
+        ],
+        samples=[Block("latency_wall", process, 0, 1.5, 3, [seconds, 1.01 * seconds]) for process in range(3)],
+        settings={"threads": 2, "roof": "copy", "stopped": {"latency_wall": ["tight", "ceiling"]}, "unheard_of": [1]},
+        **changes,
+    )
+
+
+def sample() -> Run:
+    """Two suites, with a case that crashed, one skipped, one that does not fit, and an uninstalled counter."""
+    records = []
+    for size, scale in ((7, 1.0), (14, 4.0), (28, 16.0)):
+        records += [
+            latency("conv", "torch", size, 1e-3 * scale),
+            latency("dwconv", "torch", size, 2e-5 * scale),
+            latency("ddf_op", "composite", size, 6e-5 * scale),
+            latency("ddf_op", "native", size, 2.2e-5 * scale),
+        ]
+    records += [
+        latency("dyfilter", "torch", 7, 0.2),
+        record("latency", "dyfilter", "torch", 14, status="skipped", reason="forecast 4 s a call | ask with --seconds"),
+        record("latency", "dyfilter", "torch", 28, status="does_not_fit", reason="needs 118 GB, 25 GB are free"),
+    ]
+    records[3] = record("latency", "ddf_op", "native", 7, status="crashed", reason="killed by SIGSEGV")
+    for op, macs in (("conv", 115_605_504), ("dwconv", 451_584), ("ddf_op", 451_584)):
+        counted = [Metric("macs", "MAC", macs), Metric("macs_formula", "MAC", macs)]
+        counted.append(Metric("macs_fvcore", "MAC", None, status="skipped", reason="fvcore is not installed"))
+        note = {"counter": "macs_torch", "kind": "mul", "macs": 451_584, "reason": "elementwise"}
+        differences = [note] if op == "ddf_op" else []
+        records.append(record("flops", op, "torch", 14, metrics=counted, settings={"differences": differences}))
+    return Run(Path("runs") / RUN, environment(), records)
+
+
+if __name__ == "__main__":
+    from reports import markdown, tables_csv
+
+    files = {**tables_csv.serialize([sample()]), **markdown.serialize([sample()])}
+    for name in GOLDEN_FILES:
+        (GOLDEN / name).parent.mkdir(parents=True, exist_ok=True)
+        (GOLDEN / name).write_text(str(files[name]), encoding="utf-8")
