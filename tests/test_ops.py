@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import ops
 from ops import Inputs, Op, Point, Skip
 
-CPU = torch.device("cpu")
 OPS: dict[str, Op] = {name: op for path in ops.op_files() for name, op in ops.load(path).items()}
 IMPLS = [(op, impl) for op in OPS.values() for impl in op.impls.values()]
 NAMES = ["conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"]
@@ -30,8 +29,8 @@ ROUNDINGS = {"float64": 64, "float32": 64, "float16": 4, "bfloat16": 4}
 ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-def build(op: Op, point: Point, seed: int = 0) -> Inputs:
-    return op.build(point, CPU, torch.Generator().manual_seed(seed))
+def build(op: Op, point: Point, seed: int = 0, device: str = "cpu") -> Inputs:
+    return op.build(point, torch.device(device), torch.Generator(device).manual_seed(seed))
 
 
 def leaves(inputs: Inputs) -> list[torch.Tensor]:
@@ -179,15 +178,16 @@ def quick_impls() -> list[object]:
     return [pytest.param(op, impl, id=f"{op.name}/{impl.name}") for op, impl in IMPLS if not impl.slow_start]
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", ROUNDINGS)
 @pytest.mark.parametrize(("op", "impl"), quick_impls())
-def test_impl_gives_the_reference(op: Op, impl: ops.Impl, dtype: str, layout: str) -> None:
+def test_impl_gives_the_reference(op: Op, impl: ops.Impl, dtype: str, layout: str, device: str) -> None:
     for point in (replace(p, dtype=dtype, layout=layout) for p in POINTS):
         if point.combine == "add" and not op.combines:
             point = replace(point, combine="mul")
-        inputs = build(op, point)
-        with torch.no_grad():
+        inputs = build(op, point, device=device)
+        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
             result = impl.prepare(inputs, point)()
         assert result.dtype == inputs["features"].dtype
         assert error(op, inputs, point, result) <= ROUNDINGS[dtype]
@@ -215,10 +215,11 @@ def test_impl_calls_repeat_bit_by_bit(op: Op, impl: ops.Impl) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
-@pytest.mark.parametrize("name", ["ddf_op", "ddf"])
+@pytest.mark.parametrize(
+    ("name", "direction"), [("ddf_op", "forward"), ("ddf_op", "forward_backward"), ("ddf", "forward_backward")]
+)
 def test_compiled_gives_the_reference(name: str, direction: str) -> None:
-    op, point = OPS[name], replace(POINTS[2], direction=direction)
+    op, point = OPS[name], Point(batch=1, channels=4, height=5, width=4, stride=2, combine="add", direction=direction)
     torch.compiler.reset()
     with torch.set_grad_enabled(point.backward):
         inputs = build(op, point)

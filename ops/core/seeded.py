@@ -58,11 +58,9 @@ def fill_convolution(conv: nn.Conv2d, generator: torch.Generator, gain: float = 
     The same values in every layout: they are drawn in the order of a contiguous weight.
     """
     fan_in = conv.weight[0].numel()
-    weight = (
-        conv.weight
-        if conv.weight.is_contiguous()
-        else torch.empty_like(conv.weight, memory_format=torch.contiguous_format)
-    )
+    weight = conv.weight
+    if not weight.is_contiguous():
+        weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     conv.weight.copy_(weight.normal_(0, gain * fan_in**-0.5, generator=generator))
     if conv.bias is not None:
         conv.bias.normal_(0, 0.1, generator=generator)
