@@ -54,7 +54,8 @@ def interval(processes: Sequence[Sequence[Sequence[float]]], seed: int = 0) -> I
     What few processes cannot give: the bounds never lie outside what the processes have shown, so where processes
     differ by more than their own noise, the true median is inside only as often as inside the extremes of P draws,
     1 - 2**(1 - P): at most 50 % for 2 processes, 75 % for 3, 94 % for 5; 6 are needed for 95 %. Where processes agree
-    but for their noise, 3 of them do reach 95 %. Few blocks of one process narrow its part in the same way.
+    but for their noise, 3 of them do reach 95 %. Few blocks of one process narrow its part in the same way:
+    alone, ten of them reach about 90 %.
 
     Args:
         processes: processes of blocks of values; empty ones are left out.
