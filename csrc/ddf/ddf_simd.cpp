@@ -616,16 +616,18 @@ A total(Vector<A> vector) {
   return sum;
 }
 
-// sums[tap] += the sum over pixels of gradient * features * (mul: vector)
+// sums[tap] += the sum over pixels of gradient * features * (mul: vector). The columns between rows
+// are masked out: their gradient is zero, but zero times an infinite feature is not.
 template <typename A, bool kAdd>
 void add_totals(int64_t taps, A* sums, const A* vectors, const A* const* features,
-                const A* gradient, int64_t blocks) {
+                const A* gradient, const A* mask, int64_t blocks) {
   for (int64_t j = 0; j < taps; ++j) {
     Vector<A> sum = {};
     for (int64_t b = 0; b < blocks; ++b) {
       const Vector<A> g = load(gradient + b * kLanes<A>);
       const Vector<A> factor = kAdd ? g : g * load(vectors + (b * taps + j) * kLanes<A>);
-      sum += factor * load(features[j] + b * kLanes<A>);
+      const Vector<A> product = factor * load(features[j] + b * kLanes<A>);
+      sum += (Vector<A>)((Words)product & (Words)load(mask + b * kLanes<A>));
     }
     sums[j] += total<A>(sum);
   }
@@ -643,17 +645,23 @@ void grad_channel(const Params& p, int64_t begin, int64_t end, void* scratch) {
   const auto add = p.combine == Combine::add ? add_totals<A, true> : add_totals<A, false>;
   const int64_t taps = sweep.taps(), groups = ceil_div(p.channels, kReducedChannels);
   A* sums = arena.take<A>(kReducedChannels * taps);
+  A* mask = arena.take<A>(sweep.tiles.length);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / groups, first = item % groups * kReducedChannels;
     const int64_t last = least(first + kReducedChannels, p.channels);
     clear(sums, kReducedChannels * taps);
     for (int64_t tile = 0; tile < sweep.tiles.count(); ++tile) {
       sweep.move_to(tile, p.out_height, p.out_width);
+      clear(mask, sweep.tiles.length);
+      for (int64_t i = 0; i < sweep.place.rows; ++i) {
+        memset(mask + i * sweep.tiles.pitch, 0xff,
+               static_cast<size_t>(sweep.place.columns) * sizeof(A));
+      }
       if (p.combine == Combine::mul) sweep.load_vectors(n);
       for (int64_t c = first; c < last; ++c) {
         sweep.load_source(n, c);
         sweep.load_out(n, c);
-        add(taps, sums + (c - first) * taps, sweep.vectors, sweep.features, sweep.row,
+        add(taps, sums + (c - first) * taps, sweep.vectors, sweep.features, sweep.row, mask,
             sweep.blocks());
       }
     }
@@ -673,6 +681,7 @@ Job grad_channel_job(const Params& p) {
   const Sweep<T> sweep = forward_sweep<T>(p, arena);
   const int64_t taps = p.kernel_size * p.kernel_size;
   arena.take<A>(kReducedChannels * taps);
+  arena.take<A>(sweep.tiles.length);
   return {p.batch * ceil_div(p.channels, kReducedChannels),
           kReducedChannels * taps * sweep.tiles.count() * sweep.tiles.length, arena.used(),
           grad_channel<T>};

@@ -14,12 +14,11 @@ import os
 import platform
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -307,14 +306,14 @@ def _path(path: Path) -> str:
 def _run_ninja(work: Path, say: Callable[[str], None]) -> None:
     """Raises BuildError with the first lines that went wrong."""
     said: list[str] = []
-    # A session of its own, so that an interrupt ends the compilers too, and none writes on after this returns.
+    # A session of its own keeps a terminal's interrupt from ninja; the signal below is what ends it with its compilers.
     with subprocess.Popen(
         [_find_ninja(), "-C", str(work)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
+        env={**os.environ, "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C"},
     ) as process:
         assert process.stdout is not None
         try:
@@ -324,8 +323,7 @@ def _run_ninja(work: Path, say: Callable[[str], None]) -> None:
                 elif not line.startswith("ninja:"):
                     said.append(line.rstrip())
         except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.terminate()
             raise
     if process.returncode:
         # ninja names the failed file and repeats the command, which is long: the compiler's own words follow it.

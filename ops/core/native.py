@@ -45,7 +45,7 @@ def apply(
         BuildError: if the library is not there and cannot be built.
         RuntimeError: if an argument does not fit; the text names it, its shape and what was expected.
     """
-    load()
+    _ready()
     return torch.ops.ddf.forward(features, channel_filter, spatial_filter, dilation, stride, combine)
 
 
@@ -63,7 +63,7 @@ def apply_out(
     Raises:
         As `apply` does.
     """
-    load()
+    _ready()
     torch.ops.ddf.forward_out(features, channel_filter, spatial_filter, dilation, stride, combine, out)
     return out
 
@@ -79,6 +79,13 @@ def load() -> build.Library:
     torch.ops.load_library(str(library.path))
     _register()
     return library
+
+
+@torch.compiler.assume_constant_result
+def _ready() -> bool:
+    """`load`, which torch.compile runs while it traces instead of tracing it."""
+    load()
+    return True
 
 
 # --------------------------------------------------------------------------------------------------------- registration
