@@ -68,7 +68,7 @@ def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
     groups: dict[Place, list[Place]] = {}
     for place in table.rows:
         groups.setdefault(_without(place, x_axis), []).append(place)
-    varying = [axis for axis in table.varying if axis != x_axis]
+    varying = [axis for axis, i in _INDEX.items() if axis != x_axis and len({place[i] for place in valued}) > 1]
     device = str((runs[0].environment.get("device") or {}).get("name") or "") if len(runs) == 1 else ""
     found = []
     for common, group in groups.items():
