@@ -232,6 +232,15 @@ def test_norm_of_a_constant_filter_is_zero(dtype: torch.dtype) -> None:
     assert (FilterNorm(1, 3, "spatial")(torch.full((1, 9, 2, 2), 0.5, dtype=dtype)) == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norm_of_half_precision_is_that_of_its_values(dtype: torch.dtype) -> None:
+    """Squares of 0.001 would vanish in float16."""
+    x = (torch.randn(2, 9, 4, 4, generator=torch.Generator().manual_seed(0)) * 1e-3).to(dtype)
+    out, exact = FilterNorm(1, 3, "spatial")(x), FilterNorm(1, 3, "spatial")(x.double())
+    assert out.dtype == dtype
+    assert torch.allclose(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
 def test_gradient_of_a_constant_filter_is_finite() -> None:
     x = torch.full((1, 9, 2, 2), 0.5, requires_grad=True)
     FilterNorm(1, 3, "spatial")(x).square().sum().backward()
