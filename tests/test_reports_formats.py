@@ -229,12 +229,14 @@ def test_plots_are_images_without_a_date() -> None:
 
 def test_an_op_has_one_colour_in_all_plots() -> None:
     """Also where other ops are absent, and for ops that no table names."""
-    made = [latency(op, "torch", size, 1e-3) for op in ("conv", "zeta") for size in (7, 14)]
+    made = [latency(op, "torch", size, 1e-3) for op in ("conv", "alpha", "zeta") for size in (7, 14)]
     counted = [record("params", "zeta", "torch", metrics=[Metric("params", "1", 5)])]
     files = plots.serialize([run_of([*made, *counted])])
-    for path in ("plots/latency-latency_wall.svg", "plots/params-params.svg"):
-        assert b"#000000" in bytes(files[path])  # type: ignore[arg-type]
-        assert (b"#0072b2" in bytes(files[path])) == path.startswith("plots/latency")  # type: ignore[arg-type]
+    conv, zeta = b"#0072b2", b"#882255"
+    for path, ops in {"plots/latency-latency_wall.svg": {conv, zeta}, "plots/params-params.svg": {zeta}}.items():
+        content = files[path]
+        assert isinstance(content, bytes)
+        assert {color for color in (conv, zeta) if color in content} == ops
 
 
 def test_names_are_drawn_as_they_are() -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -283,11 +284,13 @@ def test_latest_is_a_relative_link_to_the_newest(tmp_path: Path) -> None:
     assert sorted(path.name for path in runs.iterdir()) == ["first", "latest", "second"]
 
 
-def test_latest_that_is_no_link_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "latest").mkdir()
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_latest_that_is_no_link_is_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "latest")
     RunDirectory.create(tmp_path / "first", environment())
     point_latest(tmp_path, tmp_path / "first")
     assert not (tmp_path / "latest").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest"]
 
 
 def test_a_link_to_a_run_that_is_gone_is_replaced(tmp_path: Path) -> None:
