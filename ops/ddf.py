@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
+from .core import native
 from .core.closed_forms import held
 from .core.seeded import fill_convolution, normal, placed
 from .core.taps import windows
@@ -132,7 +133,9 @@ def _apply_filters(
     stride: int,
     kernel_combine: str,
 ) -> Tensor:
-    """What computes `ddf`, its arguments being checked."""
+    """What computes `ddf`, its arguments being checked: the native operator, built on first use, else plain PyTorch."""
+    if kernel_size <= native.MAX_KERNEL_SIZE and not native.missing(features.device.type):
+        return native.apply(features, channel_filter, spatial_filter, dilation, stride, kernel_combine)
     return composite(features, channel_filter, spatial_filter, kernel_size, dilation, stride, kernel_combine)
 
 
@@ -564,6 +567,12 @@ def _standardised(filters: Tensor, absolute: bool) -> Tensor:
     return (filters - filters.mean(2, keepdim=True)) / spread
 
 
+@DDFOp.impl("native")
+def _(inputs: Inputs, point: Point) -> Closure:
+    _need_native(inputs, point)
+    return _closure(ddf, inputs, point)
+
+
 @DDFOp.impl("composite")
 def _(inputs: Inputs, point: Point) -> Closure:
     return _closure(composite, inputs, point)
@@ -580,6 +589,13 @@ def _closure(operator: Operator, inputs: Inputs, point: Point) -> Closure:
     return lambda: operator(features, channel_filter, spatial_filter, *settings)
 
 
+@DDFModule.impl("native")
+def _(inputs: Inputs, point: Point) -> Closure:
+    _need_native(inputs, point)
+    features, pack = inputs["features"], cast(DDFPack, inputs.module)
+    return lambda: pack(features)
+
+
 @DDFModule.impl("composite")
 def _(inputs: Inputs, point: Point) -> Closure:
     features, pack = inputs["features"], cast(DDFPack, inputs.module)
@@ -591,6 +607,19 @@ def _(inputs: Inputs, point: Point) -> Closure:
     features, pack = inputs["features"], cast(DDFPack, inputs.module)
     compute = torch.compile(pack.compute, dynamic=False)
     return _started(lambda: compute(features, composite), point)
+
+
+def _need_native(inputs: Inputs, point: Point) -> None:
+    """Without it `ddf` would fall back to plain PyTorch.
+
+    Raises:
+        Skip: if the native operator cannot serve the case.
+    """
+    reason = native.missing(inputs["features"].device.type)
+    if reason:
+        raise Skip(f"native operator: {reason}")
+    if point.kernel_size > native.MAX_KERNEL_SIZE:
+        raise Skip(f"native operator: kernel_size is at most {native.MAX_KERNEL_SIZE}, not {point.kernel_size}")
 
 
 def _started(closure: Closure, point: Point) -> Closure:

@@ -7,6 +7,7 @@ adds the fake kernels that torch.compile and torch.export trace with, autograd, 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -17,7 +18,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import build
 
-__all__ = ["apply", "apply_out", "fvcore_handles", "load"]
+__all__ = ["MAX_KERNEL_SIZE", "apply", "apply_out", "fvcore_handles", "load", "missing"]
+
+#: Larger kernels are refused; as in csrc/ddf/ddf.h.
+MAX_KERNEL_SIZE = 127
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -30,7 +34,9 @@ def apply(
     stride: int = 1,
     combine: str = "mul",
 ) -> Tensor:
-    """The DDF operator: out[n,c,y,x] = sum_j combine(S[n,j,y,x], C[n,c,j]) * F[n, c, y*stride + dilation*dy_j, ...].
+    """The DDF operator; needs `load` to have been called.
+
+    out[n,c,y,x] = sum_j combine(S[n,j,y,x], C[n,c,j]) * F[n, c, y*stride + dilation*dy_j, x*stride + dilation*dx_j]
 
     Args:
         features: F, (N, C, H, W), float32, float64, float16 or bfloat16, of any strides.
@@ -42,10 +48,8 @@ def apply(
         (N, C, Ho, Wo), channels last where the features are; summed in float32, or float64 for float64.
 
     Raises:
-        BuildError: if the library is not there and cannot be built.
         RuntimeError: if an argument does not fit; the text names it, its shape and what was expected.
     """
-    _ready()
     return torch.ops.ddf.forward(features, channel_filter, spatial_filter, dilation, stride, combine)
 
 
@@ -63,7 +67,6 @@ def apply_out(
     Raises:
         As `apply` does.
     """
-    _ready()
     torch.ops.ddf.forward_out(features, channel_filter, spatial_filter, dilation, stride, combine, out)
     return out
 
@@ -81,11 +84,31 @@ def load() -> build.Library:
     return library
 
 
-@torch.compiler.assume_constant_result
-def _ready() -> bool:
-    """`load`, which torch.compile runs while it traces instead of tracing it."""
-    load()
-    return True
+def missing(device: str) -> str:
+    """Why the operator cannot run on that kind of device; empty where it can. Loads it, if that was not done yet.
+
+    A failed build is also told on stderr, once.
+    """
+    if torch.compiler.is_compiling():
+        from . import traced
+
+        return traced.missing(device)
+    return find_missing(device)
+
+
+@functools.cache
+def find_missing(device: str) -> str:
+    """`missing`, where nothing is being traced."""
+    if device not in ("cpu", "cuda"):
+        return f"none for {device}"
+    try:
+        library = load()
+    except build.BuildError as error:
+        print(f"ddf: the native operator cannot be built, so plain PyTorch is used: {error}", file=sys.stderr)
+        return f"cannot be built: {error}"
+    if device == "cuda" and not library.arches:
+        return "built without CUDA kernels, for want of nvcc"
+    return ""
 
 
 # --------------------------------------------------------------------------------------------------------- registration
@@ -162,9 +185,9 @@ def _check(
         raise RuntimeError(f"combine: expected mul or add, got {combine!r}")
     if features.dim() != 4 or any(size < 1 for size in features.shape[1:]):
         raise RuntimeError(f"features: expected shape (N, C, H, W), only N may be 0, got {tuple(features.shape)}")
-    if channel_filter.dim() != 4 or channel_filter.shape[2] % 2 == 0 or channel_filter.shape[2] > 127:
+    if channel_filter.dim() != 4 or channel_filter.shape[2] % 2 == 0 or channel_filter.shape[2] > MAX_KERNEL_SIZE:
         raise RuntimeError(
-            "channel_filter: expected shape (N, C, k, k) with an odd k of at most 127, "
+            f"channel_filter: expected shape (N, C, k, k) with an odd k of at most {MAX_KERNEL_SIZE}, "
             f"got {tuple(channel_filter.shape)}"
         )
     for name, value in (("dilation", dilation), ("stride", stride)):
