@@ -1,7 +1,12 @@
-"""Small made-up runs for the tests of the reports; `python tests/sample_runs.py` writes the golden files anew."""
+"""Made-up runs for the tests of the reports.
+
+`python tests/sample_runs.py` writes the golden files anew; `python tests/sample_runs.py DIR` writes 10,000 records,
+which `time python runner.py report DIR` then renders.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,10 +100,32 @@ def sample() -> Run:
     return Run(Path("runs") / RUN, environment(), records)
 
 
-if __name__ == "__main__":
+def write_golden() -> None:
+    """Writes the golden files from what is rendered now."""
     from reports import markdown, tables_csv
 
     files = {**tables_csv.serialize([sample()]), **markdown.serialize([sample()])}
     for name in GOLDEN_FILES:
         (GOLDEN / name).parent.mkdir(parents=True, exist_ok=True)
         (GOLDEN / name).write_text(str(files[name]), encoding="utf-8")
+
+
+def write_large(path: Path) -> None:
+    """Writes a run of 10,000 records with 180 samples each, to see how long rendering takes."""
+    from reports.core.records import RunDirectory
+
+    RunDirectory.create(path, environment())
+    with (path / "records.jsonl").open("w", encoding="utf-8") as file:
+        for i in range(10_000):
+            op, size = ("conv", "dwconv", "ddf_op", "ddf", "dyfilter")[i % 5], 7 * 2 ** (i // 5 % 5)
+            made = latency(op, "torch", size, 1e-6 * size**2 * (1 + i % 5), batch=1 + i // 25)
+            for block in made.samples:
+                block.values = [block.values[0] * (1 + j / 1e6) for j in range(60)]
+            file.write(json.dumps(made.to_json()) + "\n")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        write_large(Path(sys.argv[1]))
+    else:
+        write_golden()
