@@ -105,7 +105,9 @@ class Server:
     def __init__(self, preload: Sequence[str], log: IO[bytes]):
         self._link, theirs = socket.socketpair()
         # One OpenBLAS thread: NumPy would start a pool on import, and a server with threads must not fork.
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+        # One compile thread: inductor would start a pool of processes beside every worker.
+        settled = {"OPENBLAS_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment = {**os.environ, **settled, "PYTHONUNBUFFERED": "1"}
         command = [
             sys.executable,
             "-m",
