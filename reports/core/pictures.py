@@ -10,7 +10,7 @@ from .. import Metric, Run
 from .arrange import PLACE_AXES, Arrangement, Pivot, Place, Series, View, axis_text, place_text
 
 #: Drawing takes a good part of a second each, so beyond one of each view no run has more; tables have the rest.
-MOST_PICTURES = 6
+MOST_PICTURES = 4
 #: What a metric is drawn against: the first of these that takes several values, else bars.
 _X_AXES = ("resolution", "channels", "kernel_size", "batch", "threads")
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
