@@ -173,11 +173,11 @@ class Costs:
     Args:
         params: learned parameters, by part.
         macs: multiply-accumulates by operator kind: `conv` (convolutions, 1x1 included), `linear`, `dynamic_filter`
-            (one per tap and output, padding taps included). Biases, filter combination, pooling and normalisation are not
-            counted.
-        floor_bytes: the bytes that no implementation can avoid to move: each input and parameter read once, each result
-            written once.
-        memory: bytes that must be held at the same time, by part; `filters` is the part that the generated filters take.
+            (one per tap and output, padding taps included). Biases, filter combination, pooling and normalisation are
+            not counted.
+        floor_bytes: the bytes that no implementation can avoid to move: each input and parameter read once, each
+            result written once.
+        memory: bytes that must be held at the same time, by part; `filters` is what the generated filters take.
     """
 
     params: Mapping[str, int]
@@ -235,8 +235,8 @@ class Impl:
 class Op:
     """What is computed: closed forms, seeded inputs, a reference, and impls.
 
-    Subclasses set `name` (as in the command line), `title` (as in tables and plots), and raise `version` when the meaning
-    of a case changes, which makes older records incomparable.
+    Subclasses set `name` (as in the command line), `title` (as in tables and plots), and raise `version` when the
+    meaning of a case changes, which makes older records incomparable.
     """
 
     name: ClassVar[str]
