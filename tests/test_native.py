@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ops import Point, Skip, load
 from ops.core import native
+from ops.ddf import ddf
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -565,11 +568,56 @@ def test_works_on_a_device_that_is_not_current() -> None:
         assert torch.cuda.current_device() == 0
 
 
-# ------------------------------------------------------------------------------------------------- the process at large
+# ----------------------------------------------------------------------------------------------- as `ddf` and its impls
+
+
+def fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process that has loaded nothing."""
+    preamble = "import sys, torch; from ops.ddf import ddf, composite; from ops.core import build, native;"
+    ones = "ones = torch.ones(1, 2, 3, 3); spatial = torch.ones(1, 9, 3, 3);"
+    command = [sys.executable, "-c", f"{preamble} {ones} {code}"]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
 
 
 def test_loading_is_warm() -> None:
-    """A second process compiles nothing: a compiler that cannot run is not missed."""
-    code = "from ops.core import build, native; build.subprocess = None; native.load(); print('loaded')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == "loaded\n", done.stderr
+    """A second process compiles nothing: it does not even have what runs a compiler."""
+    done = fresh("build.subprocess = None; print(ddf(ones, ones, spatial)[0, 0, 1, 1].item())")
+    assert (done.stdout, done.stderr) == ("9.0\n", "")
+
+
+def test_without_a_compiler_ddf_is_plain_pytorch_and_says_so_once() -> None:
+    code = "assert torch.equal(ddf(ones, ones, spatial), composite(ones, ones, spatial)); ddf(ones, ones, spatial);"
+    done = fresh(f"{code} print(native.missing('cpu'))", CXX="no-such-compiler")
+    assert done.stdout == "cannot be built: no C++ compiler: CXX=no-such-compiler is not a program\n"
+    assert done.stderr.count("no-such-compiler") == 1
+    assert "plain PyTorch is used" in done.stderr
+
+
+def test_ddf_compiles_whole_from_its_first_call() -> None:
+    code = "print(torch.compile(ddf, fullgraph=True, backend='eager')(ones, ones, spatial)[0, 0, 1, 1].item())"
+    assert fresh(code).stdout == "9.0\n"
+
+
+def test_ddf_is_the_native_operator() -> None:
+    case = Case((2, 5, 7, 6), 3, Settings(2, 2, "add"), torch.float32)
+    features, channel, spatial, dilation, stride, combine = case.arguments
+    assert torch.equal(ddf(features, channel, spatial, 3, dilation, stride, combine), case.forward())
+
+
+def test_native_impls_refuse_what_they_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops, generator = load(ROOT / "ops" / "ddf.py"), torch.Generator()
+    for name in ("ddf_op", "ddf"):
+        point = Point(channels=4, height=5, width=6)
+        inputs = ops[name].build(point, torch.device("cpu"), generator)
+        with torch.no_grad():
+            expected, magnitude = (f(inputs.double(), point) for f in (ops[name].apply, ops[name].magnitude))
+            out = ops[name].impls["native"].prepare(inputs, point)()
+        assert ((out - expected).abs() <= 1e-6 * magnitude).all()
+        with pytest.raises(Skip, match="kernel_size is at most 127, not 129"):
+            ops[name].impls["native"].prepare(inputs, Point(channels=4, height=5, width=6, kernel_size=129))
+        monkeypatch.setattr(native, "missing", lambda device: "cannot be built: no compiler")
+        with pytest.raises(Skip, match="native operator: cannot be built: no compiler"):
+            ops[name].impls["native"].prepare(inputs, point)
+        monkeypatch.undo()

@@ -1,7 +1,7 @@
 // The DDF operator: what its kernels are told, and what they offer. No torch in here.
 //
-//   out[n,c,y,x] = sum_j combine(S[n,j,y,x], C[n,c,j]) * F[n,c, y*stride + dilation*dy_j, x*stride
-//   + dilation*dx_j]
+//   out[n,c,y,x] = sum_j combine(S[n,j,y,x], C[n,c,j]) *
+//                  F[n,c, y*stride + dilation*dy_j, x*stride + dilation*dx_j]
 //
 // j runs over the k*k taps, dy_j and dx_j over -(k-1)/2 .. (k-1)/2; F is zero outside its plane. A
 // tap in the padding is multiplied by that zero like any other, so that an infinite filter gives
@@ -36,8 +36,7 @@ struct Params {
   View features;  // F: (batch, channels, height, width)
   View channel;   // C: (batch, channels, kernel_size, kernel_size)
   View spatial;   // S: (batch, kernel_size^2, out_height, out_width)
-  View
-      out;  // (batch, channels, out_height, out_width): the result, or on the way back its gradient
+  View out;       // (batch, channels, out_height, out_width); on the way back its gradient
 
   View grad_features, grad_channel, grad_spatial;  // backward only: shaped as F, C and S
 };
@@ -52,10 +51,10 @@ using ParallelFor = void (*)(int64_t items, int64_t grain,
 void cpu_forward(const Params& params, ParallelFor parallel_for);
 void cpu_backward(const Params& params, ParallelFor parallel_for);
 
-// Return a cudaError_t; `stream` is a cudaStream_t on the current device, which is not
-// synchronised.
-int cuda_forward(const Params& params, void* stream);
-int cuda_backward(const Params& params, void* stream);
+// Return a cudaError_t. The device is made current; `stream`, a cudaStream_t, belongs to it.
+// Nothing is synchronised.
+int cuda_forward(const Params& params, int device, void* stream);
+int cuda_backward(const Params& params, int device, void* stream);
 const char* cuda_error_string(int error);
 
 }  // namespace ddf

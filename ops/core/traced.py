@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from . import native
 
-missing = torch.compiler.assume_constant_result(native.find_missing)
+
+def _missing(device: str) -> str:
+    return native.find_missing(device)  # itself cached, and the decorator does not see through a cache
+
+
+missing: Callable[[str], str] = torch.compiler.assume_constant_result(_missing)
