@@ -160,14 +160,14 @@ def _settings(records: Iterable[Record]) -> str:
 
 def _pivot_table(content: Pivot, most_rows: int) -> str:
     """A row a place, a column a series; numbers of one row share a unit."""
-    scales = {place: _row_scale(content, place) for place in content.rows}
+    scales = {place: _row_scale(content, place) for place in list(content.rows)[:most_rows]}
     units = any(scale.unit for scale in scales.values())
     header = [*content.varying, *(["unit"] if units else []), *(series.label for series in content.columns)]
     rows = []
-    for place in list(content.rows)[:most_rows]:
+    for place, scale in scales.items():
         where = [axis_text(axis, place[_INDEX[axis]]) for axis in content.varying]
-        unit = [scales[place].unit] if units else []
-        rows.append([*where, *unit, *(_cell(content, place, series, scales[place]) for series in content.columns)])
+        unit = [scale.unit] if units else []
+        rows.append([*where, *unit, *(_cell(content, place, series, scale) for series in content.columns)])
     left_out = len(content.rows) - len(rows)
     return table(header, rows, numbers=len(content.columns)) + _more(left_out)
 

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -35,6 +37,36 @@ def lines(path: Path) -> list[bytes]:
 def test_what_is_stored_is_what_is_loaded(stored: Path) -> None:
     assert load_run(stored) == Run(stored, environment(), sample().records[:3])
     assert RunDirectory.open(stored).recorded() == {made.case for made in sample().records[:3]}
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+@pytest.mark.parametrize(
+    ("settings", "after"),
+    [
+        ({}, {}),
+        ({"samples": [1], "x": [{"samples": [{"values": [2]}]}]}, {}),
+        ({"text": ',"samples":[ and , "samples": ['}, {}),
+        ({}, {"later": {"a": [{"values": [1]}]}}),
+        ({}, {"later": "]}]}"}),
+        ({}, {"later": [{"values": [1]}]}),
+        ({}, {"later": []}),
+    ],
+)
+def test_samples_can_be_left_out(
+    stored: Path, settings: dict[str, Any], after: dict[str, Any], separators: tuple[str, str]
+) -> None:
+    """Nothing else is, wherever a field of that name or text stands."""
+    written = [made.to_json() | {"settings": settings} | after for made in sample().records]
+    text = "".join(json.dumps(made, separators=separators) + "\n" for made in written)
+    (stored / "records.jsonl").write_text(text)
+    read = [made.to_json() for made in load_run(stored, samples=False).records]
+    assert read == [made | {"samples": []} for made in written]
+
+
+def test_a_half_written_line_is_dropped_without_samples_too(stored: Path) -> None:
+    with (stored / "records.jsonl").open("ab") as file:
+        file.write(lines(stored)[0][:-20])
+    assert len(load_run(stored, samples=False).records) == 3
 
 
 def test_unknown_fields_are_kept(stored: Path) -> None:
@@ -114,7 +146,7 @@ def test_kill_at_any_byte_loses_no_finished_record(stored: Path) -> None:
 def test_corrupt_middle_line_is_named(stored: Path, line: bytes, words: str) -> None:
     first, second, third = lines(stored)
     (stored / "records.jsonl").write_bytes(first + line + third)
-    for read in (load_run, RunDirectory.open):
+    for read in (load_run, partial(load_run, samples=False), RunDirectory.open):
         with pytest.raises(RunError, match=rf"records\.jsonl, line 2 is corrupt: .*{words}") as caught:
             read(stored)
         assert "\n" not in str(caught.value)

@@ -90,16 +90,16 @@ class Entry(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A record, and its metric where it has that one."""
+    """A record in a table of one metric.
+
+    Args:
+        metric: None if it has no such number, or one that is no result (its case failed later).
+        status: why there is no number, in words.
+    """
 
     record: Record
     metric: Metric | None
-
-    @property
-    def status(self) -> str:
-        """Why there is no value, in words; empty if nothing is said."""
-        status = self.record.status if self.metric is None else metric_status(self.record, self.metric)[0]
-        return "" if status == "ok" else status.replace("_", " ")
+    status: str
 
 
 @dataclass
@@ -120,9 +120,9 @@ class Pivot:
     varying: list[str]
 
     def value(self, place: Place, series: Series) -> Metric | None:
-        """The metric there, or None if there is no such number or its case failed later."""
+        """The metric there, or None."""
         cell = self.rows[place].get(series)
-        return cell.metric if cell and cell.metric and cell.metric.value is not None and not cell.status else None
+        return cell.metric if cell else None
 
 
 def device_names(runs: list[Run]) -> list[str]:
@@ -186,13 +186,21 @@ def _pivot(entries: list[Entry], view: View) -> Pivot:
         series = own if view.by_impl else own._replace(impl="")
         metric = record.metric(view.metric)
         row = rows.setdefault(place, {})
-        if series not in row or (metric and metric.value is not None):
-            row[series] = Cell(record, metric)
+        cell = _cell(record, metric)
+        if series not in row or cell.metric:
+            row[series] = cell
         unit = metric.unit if metric else unit
     rows = {place: rows[place] for place in sorted(rows, key=_sortable)}
     columns = sorted({series for row in rows.values() for series in row}, key=lambda s: s.rank)
     varying = [axis for i, axis in enumerate(PLACE_AXES) if len({place[i] for place in rows}) > 1]
     return Pivot(view.metric, unit, rows, columns, varying)
+
+
+def _cell(record: Record, metric: Metric | None) -> Cell:
+    status = record.status if metric is None else metric_status(record, metric)[0]
+    if status != "ok":
+        return Cell(record, None, status.replace("_", " "))
+    return Cell(record, metric if metric and metric.value is not None else None, "")
 
 
 def axis_text(axis: str, value: Any) -> str:

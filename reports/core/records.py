@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from .. import SCHEMA_VERSION, Json, Record, Run
 
 ENVIRONMENT = "run.json"
 RECORDS = "records.jsonl"
+_SAMPLES = re.compile(rb',\s?"samples":\s?\[')
+#: The last block of samples, with which a record ends.
+_BLOCK = re.compile(rb'\{"metric":[^\[\]{}]*\[[^\[\]{}]*\]\}\]\}\n')
 
 
 class RunError(Exception):
@@ -120,15 +124,18 @@ class RunDirectory:
         return {record.case for record in self.records()}
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path, samples: bool = True) -> Run:
     """Reads a run. A half-written last record is left out, which the run's warnings then say.
+
+    Args:
+        samples: whether to read them too. They are nearly all of the file, and no table, plot or report needs them.
 
     Raises:
         RunError: if there is no such run, a file is corrupt (named, with the line), or a newer version wrote it.
     """
     environment = _read_environment(path)
     with _no_collection():
-        records, whole, size = _read_records(path / RECORDS)
+        records, whole, size = _read_records(path / RECORDS, samples)
     if whole < size:
         note = f"the last line of {RECORDS} is half-written and was left out"
         environment["warnings"] = [*environment.get("warnings", []), note]
@@ -214,34 +221,54 @@ def _read_environment(path: Path) -> Json:
     return environment
 
 
-def _read_records(file: Path) -> tuple[list[Record], int, int]:
+def _read_records(file: Path, samples: bool = True) -> tuple[list[Record], int, int]:
     """The records of a file, its bytes up to the end of the last whole line, and its size in bytes.
 
     The newline is the mark of a finished line, so the last line is half-written if it has none or is no JSON.
     """
+    records: list[Record] = []
+    whole = 0
     try:
-        data = file.read_bytes()
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            for number, line in enumerate(stream, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    content = json.loads(line) if samples else _without_samples(line)
+                except ValueError as error:
+                    if not stream.read(1):
+                        break
+                    raise RunError(f"{file}, line {number} is corrupt: not JSON") from error
+                records.append(_record(content, f"{file}, line {number}"))
+                whole += len(line)
     except FileNotFoundError:
         return [], 0, 0
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror}") from error
-    *lines, rest = data.split(b"\n")
-    whole = len(data) - len(rest)
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            content = json.loads(line)
-        except ValueError as error:
-            if number == len(lines) and not rest:
-                whole -= len(line) + 1
-                break
-            raise RunError(f"{file}, line {number} is corrupt: not JSON") from error
-        _check_version(content, f"{file}, line {number}")
-        try:
-            records.append(Record.from_json(content))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{file}, line {number} is corrupt: {type(error).__name__} {error}") from error
-    return records, whole, len(data)
+    return records, whole, size
+
+
+def _without_samples(line: bytes) -> Any:
+    """The object of a line without its samples, which stand last and are not looked at.
+
+    In JSON the mark cannot occur within a text, whose quotes are escaped; where it is not the key it seems, what stands
+    before it is no object, and the whole line is read, as it is where anything else stands last.
+    """
+    mark = _SAMPLES.search(line)
+    if mark and (line[mark.end() :] == b"]}\n" or _BLOCK.match(line, line.rfind(b"{"))):
+        with contextlib.suppress(ValueError):
+            return json.loads(line[: mark.start()] + b',"samples":[]}')
+    content = json.loads(line)
+    return {**content, "samples": []} if isinstance(content, dict) else content
+
+
+def _record(content: Any, place: str) -> Record:
+    _check_version(content, place)
+    try:
+        return Record.from_json(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{place} is corrupt: {type(error).__name__} {error}") from error
 
 
 def _check_version(content: Any, place: str) -> None:
