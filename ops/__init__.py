@@ -282,6 +282,10 @@ class Op:
         """Closed forms; see `Costs`."""
         raise NotImplementedError
 
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+        """How fvcore is to count operators it does not know: `FlopCountAnalysis.set_op_handle`'s arguments."""
+        return {}
+
 
 def op_files() -> list[Path]:
     """The op files of this package: every plain file beside this one."""

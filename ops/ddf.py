@@ -6,7 +6,7 @@ names and shapes, so that their checkpoints load as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import torch
@@ -425,6 +425,9 @@ class DDFOp(Op):
     name, title = "ddf_op", "DDF Op"
     combines = True
 
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+        return native.fvcore_handles()
+
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
         n, c, k = point.batch, point.channels, point.kernel_size
         return Inputs(
@@ -467,6 +470,9 @@ class DDFModule(Op):
         Axis("head", 1, "groups of channels with a spatial filter of their own"),
         Axis("se_ratio", 0.2, "width of the channel branch over the channels", minimum=0.001),
     )
+
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+        return native.fvcore_handles()
 
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
         head, se_ratio = _extra(point)
@@ -567,7 +573,7 @@ def _standardised(filters: Tensor, absolute: bool) -> Tensor:
     return (filters - filters.mean(2, keepdim=True)) / spread
 
 
-@DDFOp.impl("native")
+@DDFOp.impl("native", library="ddf")
 def _(inputs: Inputs, point: Point) -> Closure:
     _need_native(inputs, point)
     return _closure(ddf, inputs, point)
@@ -589,7 +595,7 @@ def _closure(operator: Operator, inputs: Inputs, point: Point) -> Closure:
     return lambda: operator(features, channel_filter, spatial_filter, *settings)
 
 
-@DDFModule.impl("native")
+@DDFModule.impl("native", library="ddf")
 def _(inputs: Inputs, point: Point) -> Closure:
     _need_native(inputs, point)
     features, pack = inputs["features"], cast(DDFPack, inputs.module)

@@ -64,7 +64,7 @@ class Flops(Suite):
                 metrics.append(Metric(name, "MAC", None, status="skipped", reason=str(skip)))
                 continue
             metrics.append(Metric(name, "MAC", sum(counted.values()), better="less"))
-            differences += itemise(name, formula, counted, unseen)
+            differences += itemise(name, formula, counted, unseen, bench.case.point.taps)
         settings: Json = {"parts": formula, "differences": differences}
         unexplained = [d for d in differences if not d["reason"]]
         failure = "; ".join(f"{d['counter']}: {d['macs']:+d} MACs of {d['kind']} unexplained" for d in unexplained)
@@ -95,6 +95,7 @@ def count_fvcore(bench: Bench) -> tuple[Mapping[str, int], Mapping[str, int]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         analysis = FlopCountAnalysis(Traced().eval(), tuple(bench.inputs.tensors.values()))
+        analysis.set_op_handle(**bench.op.fvcore_handles())
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         counted = {str(name): int(macs) for name, macs in analysis.by_operator().items()}
         unseen = {plain(name): int(count) for name, count in analysis.unsupported_ops().items()}
@@ -129,9 +130,15 @@ def plain(name: str) -> str:
 
 
 def itemise(
-    counter: str, formula: Mapping[str, int], counted: Mapping[str, int], unseen: Mapping[str, int]
+    counter: str, formula: Mapping[str, int], counted: Mapping[str, int], unseen: Mapping[str, int], taps: int
 ) -> list[Json]:
-    """Every difference between a counter and the closed form, by kind, with its reason; no reason if it has none."""
+    """Every difference between a counter and the closed form, by kind, with its reason; no reason if it has none.
+
+    Args:
+        counted: the counter's MACs by operator.
+        unseen: calls by operator, of those that it does not count.
+        taps: of the filter.
+    """
     found: list[Json] = []
     by_kind: Counter[str] = Counter()
     for name, macs in counted.items():
@@ -142,7 +149,7 @@ def itemise(
     differences = {kind: by_kind[kind] - formula.get(kind, 0) for kind in sorted({*formula, *by_kind})}
     for kind, difference in differences.items():
         if difference:
-            reason = reason_for(kind, differences, by_kind[kind], unseen)
+            reason = reason_for(kind, differences, by_kind[kind], unseen, taps)
             found.append({"counter": counter, "kind": kind, "macs": difference, "reason": reason})
     return found
 
@@ -160,12 +167,12 @@ def kind_of(name: str, formula: Mapping[str, int]) -> str:
     return kind
 
 
-def reason_for(kind: str, differences: Mapping[str, int], counted: int, unseen: Mapping[str, int]) -> str:
+def reason_for(kind: str, differences: Mapping[str, int], counted: int, unseen: Mapping[str, int], taps: int) -> str:
     """Why a counter differs from the closed form; empty if nothing explains it."""
     if kind in ("conv", "linear") and differences.get("conv", 0) == -differences.get("linear", 0):
         return "a 1x1 convolution done as a matrix product"
     products = {name: unseen[name] for name in ("mul", "mul_", "addcmul", "addcmul_") if name in unseen}
-    if kind == "dynamic_filter" and not counted and products:
+    if kind == "dynamic_filter" and not counted and sum(products.values()) >= taps:
         listed = ", ".join(f"{count} x {name}" for name, count in products.items())
         return f"the filter is applied by elementwise operators, which this counter does not count ({listed})"
     return ""

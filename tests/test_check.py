@@ -44,6 +44,8 @@ def _gradients_back() -> object:
         ("dynamic_filter", "dyfilter_dw", "composite"),
         ("ddf", "ddf_op", "composite"),
         ("ddf", "ddf", "composite"),
+        ("ddf", "ddf_op", "native"),
+        ("ddf", "ddf", "native"),
     ],
 )
 def test_right_results_pass(file: str, op: str, impl: str, dtype: str, direction: str) -> None:

@@ -21,27 +21,32 @@ def test_operator_names_are_told_without_namespace(name: str) -> None:
 
 
 def test_equal_counts_have_no_difference() -> None:
-    assert itemise("macs_torch", {"conv": 10, "linear": 3}, {"convolution": 10, "addmm": 3}, {}) == []
+    assert itemise("macs_torch", {"conv": 10, "linear": 3}, {"convolution": 10, "addmm": 3}, {}, 9) == []
 
 
 def test_an_unexplained_remainder_has_no_reason() -> None:
-    found = itemise("macs_torch", {"conv": 10}, {"convolution": 9}, PRODUCTS)
+    found = itemise("macs_torch", {"conv": 10}, {"convolution": 9}, PRODUCTS, 9)
     assert found == [{"counter": "macs_torch", "kind": "conv", "macs": -1, "reason": ""}]
 
 
 def test_a_dynamic_filter_counted_in_part_is_unexplained() -> None:
-    (found,) = itemise("macs_torch", {"dynamic_filter": 10}, {"bmm": 4}, PRODUCTS)
+    (found,) = itemise("macs_torch", {"dynamic_filter": 10}, {"bmm": 4}, PRODUCTS, 9)
     assert (found["macs"], found["reason"]) == (-6, "")
 
 
 def test_what_no_elementwise_operator_explains_is_unexplained() -> None:
-    (found,) = itemise("macs_torch", {"dynamic_filter": 10}, {}, {"relu": 1})
+    (found,) = itemise("macs_torch", {"dynamic_filter": 10}, {}, {"relu": 100}, 9)
+    assert found["reason"] == ""
+
+
+def test_fewer_products_than_taps_explain_nothing() -> None:
+    (found,) = itemise("macs_torch", {"dynamic_filter": 10}, {}, {"mul": 8}, 9)
     assert found["reason"] == ""
 
 
 def test_known_differences_have_reasons() -> None:
     counted = {"linear": 10, "adaptive_avg_pool2d": 5}
-    found = {d["kind"]: d for d in itemise("macs_fvcore", {"conv": 10, "dynamic_filter": 7}, counted, PRODUCTS)}
+    found = {d["kind"]: d for d in itemise("macs_fvcore", {"conv": 10, "dynamic_filter": 7}, counted, PRODUCTS, 9)}
     assert (found["conv"]["macs"], found["linear"]["macs"]) == (-10, 10)
     assert found["conv"]["reason"] == found["linear"]["reason"] == "a 1x1 convolution done as a matrix product"
     assert found["adaptive_avg_pool2d"]["reason"] == "pooling is not counted"
@@ -63,6 +68,8 @@ def test_batched_products_belong_to_the_dynamic_filter_where_there_is_one() -> N
         ("dynamic_filter", "dyfilter_dw", "composite"),
         ("ddf", "ddf_op", "composite"),
         ("ddf", "ddf", "composite"),
+        ("ddf", "ddf_op", "native"),
+        ("ddf", "ddf", "native"),
     ],
 )
 @pytest.mark.parametrize("stride", [1, 2])
@@ -74,7 +81,7 @@ def test_counters_and_closed_form_agree_or_say_why(file: str, op: str, impl: str
     for counter in ("macs_fvcore", "macs_torch"):
         explained = sum(d["macs"] for d in begun.settings["differences"] if d["counter"] == counter)
         assert found[counter] == found["macs"] + explained
-    if op in ("conv", "dwconv"):
+    if op in ("conv", "dwconv") or (op, impl) == ("ddf_op", "native"):
         assert begun.settings["differences"] == []
 
 
