@@ -244,7 +244,7 @@ def new_run(output: str | None) -> Path:
 def resume(path: Path) -> int:
     from reports.core.records import load_run
 
-    environment = load_run(path).environment
+    environment = load_run(path, samples=False).environment
     return measure(Selection(**environment["selection"]), path, environment["argv"][1:], resumed=environment)
 
 
@@ -280,9 +280,9 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
                 for record, _ in batch:
                     keep(directory, record)
                 progress.done(batch)
-    finished = {**load_run(path).environment, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    directory.update_environment(finished)
-    return tell(load_run(path), path)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    directory.update_environment({**directory.environment, "finished": now})
+    return tell(load_run(path, samples=False), path)
 
 
 def keep(directory: RunDirectory, record: Record) -> None:
@@ -386,7 +386,7 @@ def report_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if len(options.run) > 1 and options.output is None:
         raise UsageError("--output: a folder is needed for the report of several runs")
-    runs = [load_run(Path(run)) for run in options.run]
+    runs = [load_run(Path(run), samples=False) for run in options.run]
     target = Path(options.output or options.run[0])
     write(runs, target, options.format)
     print(f"written to {target}{os.sep}")

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from reports import Block, Json, Metric, Record
-from reports.core.statistics import by_process, interval, relative_half_width
+from reports.core.intervals import by_process, interval, relative_half_width
 from suites import Case, Suite
 from suites.core.cases import Selection, record
 from suites.core.plan import Plan

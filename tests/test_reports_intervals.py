@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from reports import Block
-from reports.core import statistics
-from reports.core.statistics import by_process, interval, relative_half_width
+from reports.core import intervals
+from reports.core.intervals import by_process, interval, relative_half_width
 
 TRUTH = 1.0
 TRIALS = 200
@@ -41,7 +41,7 @@ def coverage(trials: int = TRIALS, **kind: float) -> float:
     """How often the truth is within the bounds; fewer resamples than usual, to be quick."""
     generator = np.random.default_rng(7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 300)
+        patch.setattr(intervals, "RESAMPLES", 300)
         found = [interval(samples(generator, **kind), seed) for seed in range(trials)]  # type: ignore[arg-type]
     return sum(low <= TRUTH <= high for _, low, high in found) / trials
 
