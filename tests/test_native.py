@@ -21,6 +21,7 @@ from ops.core import native
 from ops.ddf import ddf
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = int(os.environ.get("DDF_EXAMPLES", "300"))  # of each search; fewer where each is slow
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -144,13 +145,13 @@ def cases(draw: st.DrawFn) -> Case:
 # -------------------------------------------------------------------------------------------------------------- values
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(cases())
 def test_output_matches_loops(case: Case) -> None:
     case.check_forward()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(cases())
 def test_gradients_match_loops(case: Case) -> None:
     case.check_backward()
