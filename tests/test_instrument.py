@@ -126,7 +126,8 @@ def test_a_steady_heap_faults_no_pages() -> None:
         "from suites.core.clocks import WallClock\n"
         "prepare_process({{'malloc': {policy!r}, 'threads': 1, 'tf32': 0}})\n"
         "clock = WallClock(lambda: torch.ones(2**24), lambda: None)\n"
-        "print(clock.block(0.1).readings['page_faults'])\n"
+        # the least of several: the kernel may move pages of its own accord
+        "print(min(clock.block(0.05).readings['page_faults'] for _ in range(5)))\n"
     )
     found = {}
     for policy in ("steady", "default"):
