@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -276,7 +277,7 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
         engine = Engine(selection, session.servers, plan, path.name, began)
         with Progress(len(todo), plan.total_forecast(todo)) as progress:
             broken = [record for record in plan.broken_records(path.name) if record.case not in done]
-            for batch in ([(record, 0.0) for record in broken], *map(engine.measure, groups(todo))):
+            for batch in chain([[(record, 0.0) for record in broken]], map(engine.measure, groups(todo))):
                 for record, _ in batch:
                     keep(directory, record)
                 progress.done(batch)
