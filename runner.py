@@ -313,16 +313,11 @@ def tell(run: Run, path: Path) -> int:
 def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
     """Renders runs into a folder, in the formats wanted (all if None)."""
     from reports import formats
+    from reports.core.render import render
 
     known = formats()
-    for name in wanted or []:
-        one_of("--format", name, list(known))
-    for name, output in known.items():
-        if wanted is None or name in wanted:
-            for relative, content in output.serialize(runs).items():
-                file = target / relative
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    chosen = known if wanted is None else {name: known[one_of("--format", name, list(known))] for name in wanted}
+    render(runs, target, chosen.values())
 
 
 def dry_run(selection: Selection) -> int:
