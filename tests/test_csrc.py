@@ -182,8 +182,18 @@ VALUES = "output_matches or gradients_match or edges or every_kernel or 16_bit o
 
 def run_values(**environment: str) -> None:
     """Runs the tests of the operator's values in a process of their own, against a library built with other flags."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_native.py"]
-    run([*command, "-m", "not gpu and not slow", "-k", VALUES], DDF_EXAMPLES="100", **environment)
+    options = [
+        "-q",
+        "-x",
+        "--capture=no",
+        "-p",
+        "no:cacheprovider",
+    ]  # a sanitizer ends the process, and its words with it
+    run(
+        [sys.executable, "-m", "pytest", *options, "tests/test_native.py", "-m", "not gpu and not slow", "-k", VALUES],
+        DDF_EXAMPLES="100",
+        **environment,
+    )
 
 
 @pytest.mark.slow

@@ -25,8 +25,22 @@
 #include "ddf/ddf_cpu.h"
 #include "ddf/simd.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define DDF_FORBID(data, bytes) ASAN_POISON_MEMORY_REGION(data, bytes)
+#else
+#define DDF_FORBID(data, bytes) (void)0
+#endif
+
 namespace ddf {
 namespace {
+
+#ifdef __SANITIZE_ADDRESS__
+constexpr int64_t kRedZone =
+    1 << 12;  // wider than the rows of the tests, which a wrong index would skip
+#else
+constexpr int64_t kRedZone = 0;
+#endif
 
 constexpr int64_t kFilterBytes = 256 << 10;  // of one tile, in scratch memory
 constexpr int64_t kColumns = 256;            // of one tile at most
@@ -48,16 +62,20 @@ T* at(const View& view, int64_t a, int64_t b, int64_t c, int64_t d) {
          d * view.stride[3];
 }
 
-// Hands out scratch memory front to back; without a base it only counts.
+// Hands out scratch memory front to back; without a base it only counts. Under the address
+// sanitizer what lies between two arrays is out of bounds.
 class Arena {
  public:
   explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
 
   template <typename T>
   T* take(int64_t count) {
-    void* here = base_ ? base_ + used_ : nullptr;
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return static_cast<T*>(here);
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    const int64_t padded = round_up(bytes + kRedZone, 64);
+    char* here = base_ ? base_ + used_ : nullptr;
+    if (here) DDF_FORBID(here + bytes, static_cast<size_t>(padded - bytes));
+    used_ += padded;
+    return reinterpret_cast<T*>(here);
   }
   int64_t used() const { return used_; }
 
