@@ -43,7 +43,7 @@ test: lint
 gpu: $(READY)
 	$(PY) -m pytest -m gpu
 	rm -rf runs/gpu
-	$(PY) runner.py --device cuda --preset $(PRESET) --output runs/gpu $(ARGS)
+	$(PY) runner.py --suite all --device cuda --preset $(PRESET) --output runs/gpu $(ARGS)
 	tar -czf ddfbench-gpu.tar.gz -C runs gpu
 
 clean:
