@@ -15,6 +15,17 @@ from suites.core import bench as bench_module
 from suites.core.bench import TOLERANCE, Bench, max_error, relative_error
 
 FILES = {path.stem: str(path) for path in op_files()}
+#: File, op and impl of all that needs no compilation of its own.
+IMPLS = [
+    ("convolution", "conv", "torch"),
+    ("convolution", "dwconv", "torch"),
+    ("dynamic_filter", "dyfilter", "composite"),
+    ("dynamic_filter", "dyfilter_dw", "composite"),
+    ("ddf", "ddf_op", "composite"),
+    ("ddf", "ddf", "composite"),
+    ("ddf", "ddf_op", "native"),
+    ("ddf", "ddf", "native"),
+]
 PROCESS = {"threads": 2, "malloc": "default", "tf32": 0}
 
 
@@ -37,16 +48,7 @@ def _gradients_back() -> object:
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     ("file", "op", "impl"),
-    [
-        ("convolution", "conv", "torch"),
-        ("convolution", "dwconv", "torch"),
-        ("dynamic_filter", "dyfilter", "composite"),
-        ("dynamic_filter", "dyfilter_dw", "composite"),
-        ("ddf", "ddf_op", "composite"),
-        ("ddf", "ddf", "composite"),
-        ("ddf", "ddf_op", "native"),
-        ("ddf", "ddf", "native"),
-    ],
+    IMPLS,
 )
 def test_right_results_pass(file: str, op: str, impl: str, dtype: str, direction: str) -> None:
     bench = made(file, op, impl, dtype=dtype, direction=direction, stride=2)

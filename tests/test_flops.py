@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from test_check import made
+from test_check import IMPLS, made
 
 from suites import suites
 from suites.flops import itemise, kind_of, plain
@@ -61,16 +61,7 @@ def test_batched_products_belong_to_the_dynamic_filter_where_there_is_one() -> N
 
 @pytest.mark.parametrize(
     ("file", "op", "impl"),
-    [
-        ("convolution", "conv", "torch"),
-        ("convolution", "dwconv", "torch"),
-        ("dynamic_filter", "dyfilter", "composite"),
-        ("dynamic_filter", "dyfilter_dw", "composite"),
-        ("ddf", "ddf_op", "composite"),
-        ("ddf", "ddf", "composite"),
-        ("ddf", "ddf_op", "native"),
-        ("ddf", "ddf", "native"),
-    ],
+    IMPLS,
 )
 @pytest.mark.parametrize("stride", [1, 2])
 def test_counters_and_closed_form_agree_or_say_why(file: str, op: str, impl: str, stride: int) -> None:

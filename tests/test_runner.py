@@ -206,6 +206,8 @@ def test_dry_run_measures_nothing_and_forecasts(runner: Runner, tmp_path: Path) 
     lines = done.stdout.splitlines()
     dense = next(line for line in lines if "latency:dyfilter/" in line and "h224" in line)
     assert "does_not_fit: needs 379" in dense  # 3.8 TB
+    assert any("flops:dyfilter/" in line and "does_not_fit" in line for line in lines)
+    assert not any("params:" in line and "does_not_fit" in line for line in lines)
     assert "forecast" in lines[-1]
     assert not (tmp_path / "runs").exists()
 

@@ -94,20 +94,19 @@ class Plan:
 
     def settled(self, case: Case, run: str) -> Record | None:
         """The record of a case that need not be measured, or None."""
+        if "batch" not in self.suites[case.suite].axes:
+            return None  # such a suite does not call the op at its shape
         need, call = self.need(case), self.call_forecast(case)
-        if need > self.free and self.suites[case.suite].timed:
+        if need > self.free:
             reason = f"needs {need} B by formula, {self.free} B are free"
             return record(
                 case, run, "does_not_fit", reason, metrics=[Metric("memory_needed", "B", need, better="less")]
             )
         longest = PRESETS[self.selection.preset].longest_call
-        if longest is not None and not self.selection.forced and call > longest and self._calls(case):
+        if longest is not None and not self.selection.forced and call > longest:
             reason = f"one call is forecast to take {call:.1f} s, preset limit {longest:g} s; --seconds measures it"
             return record(case, run, "skipped", reason)
         return None
-
-    def _calls(self, case: Case) -> bool:
-        return "batch" in self.suites[case.suite].axes
 
     def broken_records(self, run: str) -> list[Record]:
         """A record in each suite for every op file that cannot be read."""
