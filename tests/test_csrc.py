@@ -182,13 +182,8 @@ VALUES = "output_matches or gradients_match or edges or every_kernel or 16_bit o
 
 def run_values(**environment: str) -> None:
     """Runs the tests of the operator's values in a process of their own, against a library built with other flags."""
-    options = [
-        "-q",
-        "-x",
-        "--capture=no",
-        "-p",
-        "no:cacheprovider",
-    ]  # a sanitizer ends the process, and its words with it
+    # nothing captured: a sanitizer ends the process at once, and its words would go with it
+    options = ["-q", "-x", "--capture=no", "-p", "no:cacheprovider"]
     run(
         [sys.executable, "-m", "pytest", *options, "tests/test_native.py", "-m", "not gpu and not slow", "-k", VALUES],
         DDF_EXAMPLES="100",

@@ -36,8 +36,7 @@ namespace ddf {
 namespace {
 
 #ifdef __SANITIZE_ADDRESS__
-constexpr int64_t kRedZone =
-    1 << 12;  // wider than the rows of the tests, which a wrong index would skip
+constexpr int64_t kRedZone = 1 << 12;  // wider than a row of most tests, which a wrong index skips
 #else
 constexpr int64_t kRedZone = 0;
 #endif
