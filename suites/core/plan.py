@@ -87,8 +87,13 @@ class Plan:
         return sum(self.forecast(case) for case in cases if self.settled(case, "") is None)
 
     def memory_limits(self, cases: list[Case]) -> dict[str, int]:
-        """Bytes of host memory that each of these workers may use, so that together they leave some free."""
-        needs = {case.id: self.need(case) if case.kind == "cpu" else 0 for case in cases}
+        """Bytes of host memory that each of these workers may use, so that together they leave some free.
+
+        0, no limit, on CUDA: its driver maps far more than it uses, and what is scarce is the device's memory.
+        """
+        if self.selection.kind != "cpu":
+            return {case.id: 0 for case in cases}
+        needs = {case.id: self.need(case) for case in cases}
         spare = max(0, int(USABLE * available_memory()) - sum(needs.values())) // max(1, len(cases))
         return {name: need + spare for name, need in needs.items()}
 

@@ -29,10 +29,7 @@ def die_with(parent: int) -> None:
 
 
 def limit_memory(limit: int) -> None:
-    """Bounds the writable memory of this process, in bytes (0: no bound). Allocations beyond it fail.
-
-    RLIMIT_DATA rather than RLIMIT_AS, because CUDA reserves address space far beyond what it uses.
-    """
+    """Bounds the writable memory of this process, in bytes (0: no bound); allocations beyond it fail."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
