@@ -38,12 +38,6 @@ def ddf_op(**axes: object) -> Bench:
     return made("ddf", "ddf_op", "composite", **axes)
 
 
-@pytest.fixture(autouse=True)
-def _gradients_back() -> object:
-    yield
-    torch.set_grad_enabled(True)
-
-
 @pytest.mark.parametrize("direction", ["forward", "forward_backward"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(

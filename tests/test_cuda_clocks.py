@@ -74,7 +74,6 @@ def test_gradients_are_captured_too(device) -> None:  # type: ignore[no-untyped-
     bench = Bench(Case("latency", "conv", "torch", 1, "cuda:0", point, (), process, {}, files["convolution"]), 0, True)
     assert bench.max_error() <= bench.tolerance
     assert min(bench.device.clocks(bench.call)["latency_device"]().block(0.02).values) > 0
-    torch.set_grad_enabled(True)
 
 
 def test_a_small_run_on_the_device(runner, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -39,7 +39,6 @@ class Bench:
         self.seed = seed
         self.device: Device = open_device(case.device)
         self.op: Op = load(Path(case.file))[case.op]
-        torch.set_grad_enabled(case.point.backward)
 
     @cached_property
     def costs(self) -> Costs:

@@ -88,10 +88,13 @@ class Worker:
         return {"failed": failed}
 
     def do_begin(self, request: Json) -> Json:
+        import torch
+
         from suites.core.bench import Bench
 
         case = Case.from_json(request["case"])
         prepare_process(case.process)
+        torch.set_grad_enabled(case.point.backward)
         bench = Bench(case, seed=request["seed"], check=request["check"])
         begun = suites()[case.suite].begin(bench)
         self.clocks = begun.clocks
