@@ -136,7 +136,7 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
     with Session(chosen.values()) as session:
         plan = make_plan(
-            selection, chosen, session.servers[0], say=lambda line: print(line, file=sys.stderr, flush=True)
+            selection, chosen, session.start(), say=lambda line: print(line, file=sys.stderr, flush=True)
         )
         if resumed is None:
             directory = RunDirectory.create(path, describe(path.name, arguments, plan, ROOT, VERSION))
@@ -202,7 +202,7 @@ def dry_run(selection: Selection) -> int:
 
     chosen: dict[str, Suite] = {name: suite for name, suite in suites().items() if name in selection.suites}
     with Session(chosen.values()) as session:
-        plan = make_plan(selection, chosen, session.servers[0])
+        plan = make_plan(selection, chosen, session.start())
     for case in plan.cases:
         settled = plan.settled(case, "")
         print(f"{case.id}  {f'{settled.status}: {settled.reason}' if settled else f'{plan.forecast(case):.1f} s'}")
@@ -230,10 +230,10 @@ def list_command(arguments: Sequence[str]) -> int:
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
     with Session(chosen.values()) as session:
         if options.what == "cases":
-            for case in make_plan(selection, chosen, session.servers[0]).cases:
+            for case in make_plan(selection, chosen, session.start()).cases:
                 print(case.id)
             return OK
-        declared, broken = declare(session.servers[0], selection.op_files)
+        declared, broken = declare(session.start(), selection.op_files)
     for op in declared.values():
         if options.what == "ops":
             print(f"{op.name:12} {op.title:12} impls: {', '.join(op.impls)}")

@@ -287,9 +287,9 @@ class Op:
         return {}
 
 
-def op_files() -> list[Path]:
-    """The op files of this package: every plain file beside this one."""
-    return sorted(p for p in Path(__file__).parent.glob("*.py") if p.name != "__init__.py")
+def op_files(folder: Path = Path(__file__).parent) -> list[Path]:
+    """The op files of a package like this one: every plain file beside its `__init__`."""
+    return sorted(p for p in folder.glob("*.py") if p.name != "__init__.py")
 
 
 def load(path: Path) -> dict[str, Op]:

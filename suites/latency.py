@@ -34,9 +34,6 @@ class Latency(Suite):
         metrics.append(Metric("macs", "MAC", sum(bench.costs.macs.values())))
         metrics.append(Metric("floor_bytes", "B", bench.costs.floor_bytes))
         working_set = sum(bench.costs.memory.values())
-        makers = bench.device.clocks(bench.call)
-        if bench.case.process["malloc"] == "default":
-            makers = {"latency_default_malloc": makers["latency_wall"]}
-        clocks = {name: make() for name, make in makers.items()}
+        clocks = bench.clocks()
         settings = {"fits_cache": working_set <= bench.device.cache, "working_set": working_set, "roof": bench.op.roof}
         return Begun(metrics, clocks, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ops import Costs, Inputs, Op, load
 from suites import Case
+from suites.core.clocks import Clock
 from suites.core.devices import Device, open_device
 
 #: Bound of the error relative to the sum of the absolute terms, by dtype: about four roundings in half precision, where
@@ -31,12 +32,18 @@ class Bench:
         case: what to measure.
         seed: draws the inputs; equal seeds give equal inputs to all impls of an op.
         check: whether this process is the one that checks the result.
+        clocks: names of those wanted, all of the device's if None.
+        slowdown: a real delay added to each call, as a part of its own time; to see what a comparison detects.
     """
 
-    def __init__(self, case: Case, seed: int, check: bool):
+    def __init__(
+        self, case: Case, seed: int, check: bool, clocks: Collection[str] | None = None, slowdown: float = 0.0
+    ):
         self.case = case
         self.check = check
         self.seed = seed
+        self._wanted = clocks
+        self._slowdown = slowdown
         self.device: Device = open_device(case.device)
         self.op: Op = load(Path(case.file))[case.op]
 
@@ -57,7 +64,15 @@ class Bench:
     @cached_property
     def call(self) -> Callable[[], Any]:
         """Exactly what is timed: the closure, or with it the gradients of all inputs and parameters."""
-        return self._with_gradients() if self.case.point.backward else self.forward
+        call = self._with_gradients() if self.case.point.backward else self.forward
+        return self.device.slowed(call, self._slowdown) if self._slowdown else call
+
+    def clocks(self) -> dict[str, Clock]:
+        """The clocks of `call` by metric, each set up and warmed up."""
+        makers = dict(self.device.clocks(self.call))
+        if self.case.process["malloc"] == "default":
+            makers = {"latency_default_malloc": makers["latency_wall"]}
+        return {name: make() for name, make in makers.items() if self._wanted is None or name in self._wanted}
 
     def _with_gradients(self) -> Callable[[], tuple[Tensor, ...]]:
         leaves = list(self.inputs.leaves().values())

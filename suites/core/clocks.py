@@ -7,6 +7,7 @@ random order and other processes have run in between.
 from __future__ import annotations
 
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -58,6 +59,15 @@ def warm_up(call: Call, synchronize: Call, seconds: float) -> float:
         del result
         if end - begin >= seconds:
             return end - start
+
+
+def typical_seconds(call: Call) -> float:
+    """The median of the calls of one first warm-up, by the host clock."""
+    times: list[float] = []
+    begin = time.perf_counter()
+    while not times or time.perf_counter() - begin < FIRST_WARM_UP:
+        times.append(warm_up(call, lambda: None, 0.0))
+    return statistics.median(times)
 
 
 def minor_faults() -> int:

@@ -20,6 +20,8 @@ from suites.core.clocks import Call, Clock, Samples, WallClock, warm_up
 GRAPH_SECONDS = 500e-6
 MOST_CALLS = 200
 MOST_SAMPLES = 1000
+#: Calls that the device's own time of one call is taken from, and the length of a sleep that its clock is read from.
+TYPICAL_CALLS, SLEEP_CYCLES = 50, 1_000_000
 #: Streaming through this many times the last-level cache empties it.
 FLUSH_FACTOR = 3
 
@@ -63,6 +65,17 @@ class Cuda:
             "latency_device": lambda: self._watched(DeviceClock(self._graph(call))),
             "latency_cold": lambda: self._watched(ColdDeviceClock(self._graph(call, 1), self._flush())),
         }
+
+    def slowed(self, call: Call, part: float) -> Call:
+        cycle = device_seconds(lambda: torch.cuda._sleep(SLEEP_CYCLES)) / SLEEP_CYCLES
+        cycles = round(part * device_seconds(call) / cycle)
+
+        def slowed() -> Any:
+            result = call()
+            torch.cuda._sleep(cycles)
+            return result
+
+        return slowed
 
     def settings(self) -> Json:
         return {
@@ -120,6 +133,18 @@ def capture(call: Call, calls: int) -> Call:
 
 def event() -> Any:
     return torch.cuda.Event(enable_timing=True)
+
+
+def device_seconds(call: Call) -> float:
+    """The device's own time of one call: events round many of them, launched one after the other."""
+    warm_up(call, torch.cuda.synchronize, 0.05)
+    begin, end = event(), event()
+    begin.record()
+    for _ in range(TYPICAL_CALLS):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / TYPICAL_CALLS
 
 
 class DeviceClock:

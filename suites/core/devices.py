@@ -5,13 +5,14 @@ A worker opens its device; the runner never does. CUDA's part is `suites.core.cu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from reports import Json
-from suites.core.clocks import Call, Clock, ColdClock, WallClock
+from suites.core.clocks import Call, Clock, ColdClock, WallClock, typical_seconds
 from suites.core.machine import available_memory, cpu_name, last_level_cache
 
 
@@ -36,6 +37,9 @@ class Device(Protocol):
 
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
         """The clocks of this device by metric, each set up (and warmed up) when called."""
+
+    def slowed(self, call: Call, part: float) -> Call:
+        """`call` followed by a delay on the device, of that part of the call's own time."""
 
     def settings(self) -> Json:
         """How this process measures, for the record."""
@@ -66,6 +70,18 @@ class Cpu:
             "latency_wall": lambda: WallClock(call, lambda: None),
             "latency_cold": lambda: ColdClock(call, self._flush()),
         }
+
+    def slowed(self, call: Call, part: float) -> Call:
+        delay = part * typical_seconds(call)
+
+        def slowed() -> Any:
+            result = call()
+            end = time.perf_counter() + delay
+            while time.perf_counter() < end:
+                pass
+            return result
+
+        return slowed
 
     def settings(self) -> Json:
         return {"threads": torch.get_num_threads()}

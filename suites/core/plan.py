@@ -174,7 +174,7 @@ def declare(server: Server, further: Iterable[str]) -> tuple[dict[str, Declarati
     """
     declared: dict[str, Declaration] = {}
     broken: list[Broken] = []
-    for file in [*map(str, op_files()), *further]:
+    for file in [*map(str, op_files(server.tree / "ops")), *further]:
         answer = _ask_once(server, {"do": "declare", "file": file})
         if answer["status"] != "ok":
             broken.append(Broken(file, answer["status"], f"{Path(file).name} cannot be read: {answer['reason']}"))

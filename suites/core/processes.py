@@ -100,14 +100,18 @@ class Server:
     Args:
         preload: modules to import besides torch.
         log: file that takes what workers print.
+        tree: the folder whose `ops` and `csrc` it measures; what measures is always this checkout's.
     """
 
-    def __init__(self, preload: Sequence[str], log: IO[bytes]):
+    def __init__(self, preload: Sequence[str], log: IO[bytes], tree: Path = ROOT):
+        self.tree = tree
         self._link, theirs = socket.socketpair()
         # One OpenBLAS thread: NumPy would start a pool on import, and a server with threads must not fork.
         # One compile thread: inductor would start a pool of processes beside every worker.
         settled = {"OPENBLAS_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         environment = {**os.environ, **settled, "PYTHONUNBUFFERED": "1"}
+        # The working directory comes first on the path of `python -m`, so that `ops` is the tree's.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         command = [
             sys.executable,
             "-m",
@@ -120,7 +124,7 @@ class Server:
         self._process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],
-            cwd=ROOT,
+            cwd=tree,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

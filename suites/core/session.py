@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 
 from suites import Suite
-from suites.core.processes import Server
+from suites.core.processes import ROOT, Server
 
 
 class Session:
-    """Starts a server, further ones for the replicates when they are asked for, and ends them with all workers."""
+    """Starts servers when they are asked for, and ends them with all workers."""
 
     def __init__(self, suites: Iterable[Suite]):
         own = sorted({name for suite in suites for name in suite.preload})
@@ -20,11 +20,23 @@ class Session:
         #: Where to keep what workers print, if it is to be kept.
         self.log: Path | None = None
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        self.servers = [Server(self._preload, self._printed)]
+        self.servers: list[Server] = []
+
+    def start(self, tree: Path = ROOT) -> Server:
+        """A further server, which measures the operators of that folder."""
+        server = Server(self._preload, self._printed, tree)
+        self.servers.append(server)
+        return server
+
+    def stop(self, server: Server) -> None:
+        """Ends a server with its workers."""
+        self.servers.remove(server)
+        server.close()
 
     def replicate(self, count: int) -> None:
         """Has at least `count` servers."""
-        self.servers += [Server(self._preload, self._printed) for _ in range(count - len(self.servers))]
+        while len(self.servers) < count:
+            self.start()
 
     def __enter__(self) -> Session:
         return self

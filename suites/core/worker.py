@@ -95,7 +95,8 @@ class Worker:
         case = Case.from_json(request["case"])
         prepare_process(case.process)
         torch.set_grad_enabled(case.point.backward)
-        bench = Bench(case, seed=request["seed"], check=request["check"])
+        more = {name: request[name] for name in ("clocks", "slowdown") if name in request}
+        bench = Bench(case, seed=request["seed"], check=request["check"], **more)
         begun = suites()[case.suite].begin(bench)
         self.clocks = begun.clocks
         settings = {**bench.device.settings(), **begun.settings}
