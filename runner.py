@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, NoReturn
 from reports import FAILURES, Json, Record, Run
 from suites import Suite, suites
 from suites.core.cases import Selection, UsageError, groups
-from suites.core.options import add_selection, names, one_of, selection_of
+from suites.core.options import add_selection, add_verdicts, names, one_of, selection_of
 
 if TYPE_CHECKING:
     from reports.core.records import RunDirectory
+    from reports.core.verdicts import Comparison
 
 VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
@@ -36,6 +37,13 @@ further commands, each with its own --help:
 exit codes: 0 all measured; 2 usage error; 4 a case failed, crashed, timed out, ran out of memory or is missing
 """
 
+AB_EPILOG = """\
+Cases whose program differs are measured, and one that does not, as a placebo; --op and --case name others. The run ends
+when every case is decided; --processes N measures exactly N pairs of processes.
+
+exit codes: 0 no regression; 1 a case is slower; 2 usage error; 3 ambiguous, under --strict; 4 a case is missing
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
@@ -47,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    command = {"list": list_command, "report": report_command}.get(arguments[0] if arguments else "")
+    command = COMMANDS.get(arguments[0] if arguments else "")
     from reports.core.records import RunError
     from suites.core.processes import ServerLost
 
@@ -107,6 +115,27 @@ def run_command(arguments: Sequence[str]) -> int:
     return measure(selection, new_run(options.output), list(arguments))
 
 
+def ab_parser() -> Parser:
+    parser = Parser(
+        prog="runner.py ab",
+        description="Measures two revisions of ops/ and csrc/ in one run, with this checkout's harness: REV against "
+        "the working tree, or two revisions. Without REV: where this branch left main, against the working tree.",
+        epilog=AB_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("rev", nargs="*", metavar="REV", help="anything git takes for a commit; . is the working tree")
+    add_selection(parser)
+    add_verdicts(parser)
+    parser.add_argument(
+        "--case", type=names, action="extend", metavar="IDS", help="case ids, parts or patterns of them"
+    )
+    parser.add_argument("--limit", metavar="S", help="begin no pair of processes after so many seconds")
+    parser.add_argument("--output", metavar="DIR", help="put the run there instead of runs/<id>")
+    parser.add_argument("--dry-run", action="store_true", help="tell what would be measured and how long it takes")
+    return parser
+
+
 def new_run(output: str | None) -> Path:
     if output is not None:
         path = Path(output)
@@ -135,9 +164,7 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
     began = time.monotonic()
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
     with Session(chosen.values()) as session:
-        plan = make_plan(
-            selection, chosen, session.start(), say=lambda line: print(line, file=sys.stderr, flush=True)
-        )
+        plan = make_plan(selection, chosen, session.start(), say=tell_step)
         if resumed is None:
             directory = RunDirectory.create(path, describe(path.name, arguments, plan, ROOT, VERSION))
         else:
@@ -158,6 +185,11 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
     now = datetime.now(UTC).isoformat(timespec="seconds")
     directory.update_environment({**directory.environment, "finished": now})
     return tell(load_run(path, samples=False), path)
+
+
+def tell_step(line: str) -> None:
+    """A line about what is being done, beside the results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def keep(directory: RunDirectory, record: Record) -> None:
@@ -182,6 +214,13 @@ def tell(run: Run, path: Path) -> int:
     print(terminal_summary(run))
     print(f"report: {path / 'report.md'}")
     return FAILED if any(record.status in FAILURES for record in run.records) else OK
+
+
+def tell_comparison(comparison: Comparison, path: Path, strict: bool) -> int:
+    """Renders a comparison into a folder, prints its table, and returns the exit code."""
+    for v in comparison.verdicts:
+        print(v)
+    return OK
 
 
 def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
@@ -262,6 +301,44 @@ def report_command(arguments: Sequence[str]) -> int:
     print(f"written to {target}{os.sep}")
     return OK
 
+
+def ab_command(arguments: Sequence[str]) -> int:
+    """Measures two revisions in one run, and says which cases differ."""
+    from reports.core.progress import Progress
+    from reports.core.records import RunDirectory
+    from suites.core import ab, revisions
+    from suites.core.environment import describe
+    from suites.core.session import Session
+
+    options = ab_parser().parse_args(arguments)
+    request = ab.Request.of(options, selection_of(options))
+    names = request.revisions or [revisions.default_base(ROOT), revisions.WORKING_TREE]
+    staged = [revisions.stage(ROOT, name, ROOT / ".build" / "revisions") for name in names]
+    began = time.monotonic()
+    with Session(request.suites.values()) as session:
+        sides = ab.plan_sides(staged, request, session, say=tell_step)
+        matched = ab.match(*sides, request.wanted)
+        tell_step(ab.announcement(sides, matched, request.looks))
+        if options.dry_run or not matched.measured:
+            return OK
+        path = new_run(options.output)
+        environment = describe(path.name, ["ab", *arguments], sides[1].plan, ROOT, VERSION)
+        directory = RunDirectory.create(path, {**environment, "ab": ab.told(sides, matched, request.looks)})
+        session.log = path / "workers.log"
+        pairs = ab.Pairs(request.selection, session, sides, path.name, began)
+        most = request.looks[-1]
+        with Progress(2 * len(matched.measured) * most, most * ab.pair_forecast(sides, matched.measured)) as progress:
+
+            def kept(made: list[Record], forecast: float) -> None:
+                for record in made:
+                    keep(directory, record)
+                progress.done([(record, forecast / len(made)) for record in made])
+
+            comparison = ab.compare_sides(pairs, matched, request, kept)
+    return tell_comparison(comparison, path, options.strict)
+
+
+COMMANDS = {"list": list_command, "report": report_command, "ab": ab_command}
 
 if __name__ == "__main__":
     sys.exit(main())

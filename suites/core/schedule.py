@@ -115,6 +115,63 @@ class Roofs:
 
 
 @dataclass
+class Taker:
+    """Has workers begin cases and take blocks; what goes wrong costs the outcome alone.
+
+    Args:
+        began: `time.monotonic()` of the run's begin.
+    """
+
+    selection: Selection
+    began: float
+
+    def begin(self, outcome: Outcome, worker: Worker, process: int, **more: object) -> list[str]:
+        """Has the worker begin the case, its result checked in process 0; returns its clocks.
+
+        Args:
+            more: of the request, see `suites.core.worker`.
+        """
+        case, check = outcome.case.to_json(), process == 0
+        request = {"do": "begin", "case": case, "seed": self.selection.seed, "check": check, **more}
+        with self.guard(outcome, process):
+            answer = worker.ask(request, self.selection.timeout)
+            if not outcome.metrics:
+                outcome.metrics = [Metric(**metric) for metric in answer.get("metrics", [])]
+            outcome.settings |= answer.get("settings", {})
+            if answer["status"] == "ok":
+                outcome.processes += 1
+                return list(answer["clocks"])
+            outcome.fail(answer["status"], answer["reason"])
+        return []
+
+    def block(
+        self, outcome: Outcome, worker: Worker, clock: str, process: int, number: int, seconds: float
+    ) -> list[float]:
+        """One block of samples, taken again if it was throttled; returns the samples that count."""
+        request = {"do": "block", "clock": clock, "seconds": seconds}
+        with self.guard(outcome, process):
+            for attempt in range(RETRIES + 1):
+                start = time.monotonic()
+                answer = worker.ask(request, self.selection.timeout)
+                if answer["status"] != "ok":
+                    outcome.fail(answer["status"], answer["reason"])
+                    break
+                outcome.take(clock, answer, process, number, start - self.began)
+                if not answer["readings"].get("throttled") or attempt == RETRIES:
+                    return list(answer["values"])
+        return []
+
+    @contextmanager
+    def guard(self, outcome: Outcome, process: int) -> Iterator[None]:
+        """A lost worker costs its case, and no more."""
+        try:
+            yield
+        except WorkerLost as lost:
+            where = f" in process {process + 1}" if process else ""
+            outcome.fail(lost.status, lost.reason + where)
+
+
+@dataclass
 class Engine:
     """Measures groups of cases.
 
@@ -130,6 +187,10 @@ class Engine:
     plan: Plan
     run: str
     began: float
+
+    @property
+    def taker(self) -> Taker:
+        return Taker(self.selection, self.began)
 
     def measure(self, cases: list[Case]) -> list[tuple[Record, float]]:
         """Measures the cases of one group; returns the record of each, and the seconds it was forecast to take."""
@@ -148,7 +209,7 @@ class Engine:
             for process in range(self.selection.processes if suite.timed else 1):
                 self._replicate(suite, outcomes, roofs, process)
             for outcome in outcomes:
-                measured.append((self._record(outcome, roofs), self.plan.forecast(outcome.case)))
+                measured.append((measured_record(outcome, self.run, roofs), self.plan.forecast(outcome.case)))
         return measured
 
     def _waves(self, cases: list[Case]) -> list[list[Case]]:
@@ -184,20 +245,11 @@ class Engine:
             self._sample(members, order, process)
 
     def _begin(self, outcome: Outcome, worker: Worker, process: int) -> Member | None:
-        case = outcome.case
-        request = {"do": "begin", "case": case.to_json(), "seed": self.selection.seed, "check": process == 0}
-        with self._guard(outcome, process):
-            answer = worker.ask(request, self.selection.timeout)
-            if process == 0:
-                outcome.metrics = [Metric(**metric) for metric in answer.get("metrics", [])]
-            outcome.settings |= answer.get("settings", {})
-            if answer["status"] != "ok":
-                outcome.fail(answer["status"], answer["reason"])
-                return None
-            outcome.processes += 1
-            share = self.selection.seconds / self.selection.processes / max(1, len(answer["clocks"]))
-            return Member(worker, outcome, {clock: Series(share) for clock in answer["clocks"]})
-        return None
+        clocks = self.taker.begin(outcome, worker, process)
+        if outcome.status != "ok":
+            return None
+        share = self.selection.seconds / self.selection.processes / max(1, len(clocks))
+        return Member(worker, outcome, {clock: Series(share) for clock in clocks})
 
     def _begin_roofs(self, roofs: Roofs, worker: Worker, members: list[Member], process: int) -> list[Member]:
         case = members[0].outcome.case
@@ -230,55 +282,37 @@ class Engine:
 
     def _block(self, member: Member, clock: str, process: int, number: int) -> None:
         outcome, series = member.outcome, member.series[clock]
-        with self._guard(outcome, process):
-            start = time.monotonic()
-            for attempt in range(RETRIES + 1):
-                answer = member.worker.ask(
-                    {"do": "block", "clock": clock, "seconds": BLOCK_SECONDS}, self.selection.timeout
-                )
-                if answer["status"] != "ok":
-                    outcome.fail(answer["status"], answer["reason"])
-                    break
-                outcome.take(clock, answer, process, number, start - self.began)
-                if not answer["readings"].get("throttled") or attempt == RETRIES:
-                    break
-            if answer["status"] == "ok":
-                series.add(answer["values"], time.monotonic() - start)
+        start = time.monotonic()
+        values = self.taker.block(outcome, member.worker, clock, process, number, BLOCK_SECONDS)
         if outcome.status != "ok":
             member.series.clear()
             return
+        series.add(values, time.monotonic() - start)
         why = series.stop()
         if why:
             outcome.stopped.setdefault(clock, []).append(why)
             del member.series[clock]
 
-    @contextmanager
-    def _guard(self, outcome: Outcome, process: int) -> Iterator[None]:
-        """A lost worker costs its case, and no more."""
-        try:
-            yield
-        except WorkerLost as lost:
-            where = f" in process {process + 1} of {self.selection.processes}" if process else ""
-            outcome.fail(lost.status, lost.reason + where)
 
-    def _record(self, outcome: Outcome, roofs: Roofs) -> Record:
-        metrics = outcome.metrics + latencies(outcome) + readings(outcome)
-        if outcome.status == "ok":
-            metrics += roof_metrics(metrics, outcome.settings, roofs)
-        settings = outcome.settings | {"malloc": outcome.case.process["malloc"]}
-        if outcome.blocks:
-            settings |= {"processes": outcome.processes, "stopped": outcome.stopped}
-        if outcome.throttled:
-            settings["throttled"] = sorted(outcome.throttled)
-        return record(
-            outcome.case,
-            self.run,
-            outcome.status,
-            outcome.reason,
-            metrics=metrics,
-            samples=outcome.blocks,
-            settings=settings,
-        )
+def measured_record(outcome: Outcome, run: str, roofs: Roofs) -> Record:
+    """The record of a case whose processes are done."""
+    metrics = outcome.metrics + latencies(outcome) + readings(outcome)
+    if outcome.status == "ok":
+        metrics += roof_metrics(metrics, outcome.settings, roofs)
+    settings = outcome.settings | {"malloc": outcome.case.process["malloc"]}
+    if outcome.blocks:
+        settings |= {"processes": outcome.processes, "stopped": outcome.stopped}
+    if outcome.throttled:
+        settings["throttled"] = sorted(outcome.throttled)
+    return record(
+        outcome.case,
+        run,
+        outcome.status,
+        outcome.reason,
+        metrics=metrics,
+        samples=outcome.blocks,
+        settings=settings,
+    )
 
 
 #: The clocks by metric, the one that papers mean first.

@@ -1,0 +1,169 @@
+"""What paired measurements say: `ab` writes them, this module decides, from records alone.
+
+A record of such a run is one process of one side of one case; it has two further axes, `pair` and `side`. The two
+processes of a pair were measured side by side in quartets of blocks (see `suites.core.ab`), whose round they share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+import numpy as np
+
+from .. import FAILURES, Json, Record, Run
+from . import significance
+from .verdicts import AMBIGUOUS, FASTER, FLOOR, LEVEL, MISSING, NOT_COMPARABLE, SAME, SLOWER, Comparison, Verdict
+
+PAIR, SIDE = "pair", "side"
+BASE, NEW = "base", "new"
+#: After so many pairs an undecided comparison is looked at. Each look has an equal part of the error rate (Bonferroni),
+#: and even the first has pairs enough to decide at its part.
+LOOKS = (8, 12, 16, 20)
+
+Hypothesis = tuple[str, str]
+
+
+def judge(run: Run, level: float = LEVEL, floor: float = FLOOR) -> Comparison:
+    """What a paired run says of every case; see `Verdict`.
+
+    Args:
+        run: its environment's `ab` tells the sides' names, the placebos and how many looks were planned.
+        level: the family-wise error rate of all looks together.
+        floor: the smallest effect that is called one, relative.
+    """
+    told: Json = run.environment["ab"]
+    looks = int(told["looks"])
+    differences = log_ratios(run.records)
+    broken = _broken(run.records)
+    open_cases = [key for key in differences if key[0] not in broken]
+    verdicts = _verdicts(open_cases, differences, run.records, level, floor, looks)
+    verdicts += broken.values()
+    verdicts += [
+        Verdict(case, "", "", NOT_COMPARABLE, reason=reason) for case, reason in told.get("left_out", {}).items()
+    ]
+    only = told.get("only", {})
+    verdicts += [Verdict(case, "", "", MISSING, reason="the base has it") for case in only.get(BASE, [])]
+    for verdict in verdicts:
+        verdict.placebo = verdict.case in told.get("placebos", [])
+    _doubt(verdicts)
+    notes = [f"{len(only[NEW])} cases only the new side has: {', '.join(only[NEW][:3])}"] if only.get(NEW) else []
+    return Comparison("ab", told[BASE], told[NEW], verdicts, level, floor, notes)
+
+
+def decided(comparison: Comparison) -> bool:
+    """Whether more pairs would change nothing: each case moved, or its interval leaves no room for an effect."""
+    low, high = 1 / (1 + comparison.floor), 1 + comparison.floor
+    timed = [v for v in comparison.verdicts if v.ratio is not None]
+    moved = (FASTER, SLOWER)
+    return all(v.verdict in moved or (low < (v.low or 0) and (v.high or math.inf) < high) for v in timed)
+
+
+def log_ratios(records: Iterable[Record]) -> dict[Hypothesis, dict[int, float]]:
+    """By case and metric, for each pair the log of new over base: the median over its quartets.
+
+    Within a quartet both blocks of a side count as one.
+    """
+    values: dict[Hypothesis, dict[int, dict[int, dict[str, list[float]]]]] = {}
+    for record in records:
+        if record.status == "ok":
+            for block in record.samples:
+                pair = values.setdefault((case_of(record), block.metric), {}).setdefault(block.process, {})
+                pair.setdefault(block.round, {BASE: [], NEW: []})[record.axes[SIDE]].extend(block.values)
+    return {
+        hypothesis: {number: found for number, pair in pairs.items() if (found := _log_ratio(pair)) is not None}
+        for hypothesis, pairs in values.items()
+    }
+
+
+def case_of(record: Record) -> str:
+    """The id of the case that a record is one process of."""
+    return record.case.removesuffix(f":{PAIR}={record.axes[PAIR]}:{SIDE}={record.axes[SIDE]}")
+
+
+def _log_ratio(pair: dict[int, dict[str, list[float]]]) -> float | None:
+    quartets = [
+        math.log(median(sides[NEW]) / median(sides[BASE])) for sides in pair.values() if sides[BASE] and sides[NEW]
+    ]
+    return median(quartets) if quartets else None
+
+
+def _verdicts(
+    hypotheses: Sequence[Hypothesis],
+    differences: dict[Hypothesis, dict[int, float]],
+    records: Iterable[Record],
+    level: float,
+    floor: float,
+    looks: int,
+) -> list[Verdict]:
+    numbers = sorted({number for key in hypotheses for number in differences[key]})
+    if not numbers:
+        return []
+    table = np.array([[differences[key].get(number, math.nan) for key in hypotheses] for number in numbers])
+    medians = _medians(records)
+    found = []
+    for key, finding in zip(hypotheses, significance.paired(table, level / looks), strict=True):
+        p = min(1.0, finding.p * looks)
+        word, reason, needed = SAME, "", None
+        if not finding.enough:
+            word, needed = AMBIGUOUS, significance.needed(level / looks, paired=True)
+            reason = f"{finding.processes} pairs cannot decide, {needed} can"
+        elif p <= level and abs(finding.effect) >= math.log1p(floor):
+            word = SLOWER if finding.effect > 0 else FASTER
+        found.append(
+            Verdict(
+                case=key[0],
+                metric=key[1],
+                unit="s",
+                verdict=word,
+                base=medians[(*key, BASE)],
+                new=medians[(*key, NEW)],
+                ratio=math.exp(finding.effect),
+                low=math.exp(finding.low),
+                high=math.exp(finding.high),
+                p=p,
+                detectable=math.expm1(finding.detectable) if finding.enough else None,
+                processes=finding.processes,
+                needed=needed,
+                worse=word == SLOWER,
+                reason=reason,
+            )
+        )
+    return found
+
+
+def _medians(records: Iterable[Record]) -> dict[tuple[str, str, str], float]:
+    """The median of the processes' medians by case, metric and side, in seconds."""
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for record in records:
+        by_metric: dict[str, list[float]] = {}
+        for block in record.samples:
+            by_metric.setdefault(block.metric, []).extend(block.values)
+        for metric, samples in by_metric.items():
+            values.setdefault((case_of(record), metric, record.axes[SIDE]), []).append(median(samples))
+    return {key: median(found) for key, found in values.items()}
+
+
+def _broken(records: Iterable[Record]) -> dict[str, Verdict]:
+    """Cases that a side did not measure to the end, by id: what failed in the new side is `missing` from it."""
+    found: dict[str, Verdict] = {}
+    for record in records:
+        if record.status == "ok":
+            continue
+        side, case = record.axes[SIDE], case_of(record)
+        word = MISSING if side == NEW and record.status in FAILURES else NOT_COMPARABLE
+        if case not in found or word == MISSING:
+            found[case] = Verdict(case, "", "", word, reason=f"{side}: {record.status}: {record.reason}")
+    return found
+
+
+def _doubt(verdicts: list[Verdict]) -> None:
+    """Where a placebo moved, something other than the change moves cases here: no movement is to be believed."""
+    moved = [v for v in verdicts if v.placebo and v.verdict in (FASTER, SLOWER)]
+    if not moved:
+        return
+    reason = f"a placebo, which runs the same program on both sides, moved too: {moved[0].case}"
+    for verdict in verdicts:
+        if verdict.verdict in (FASTER, SLOWER):
+            verdict.verdict, verdict.worse, verdict.reason = AMBIGUOUS, False, reason
