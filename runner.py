@@ -32,6 +32,7 @@ EPILOG = """\
 further commands, each with its own --help:
   runner.py list ops|impls|suites|cases     what there is
   runner.py report RUN [RUN ...]            render records again, several runs side by side
+  runner.py compare BASE NEW                a verdict for each metric of each case, and an exit code
 
 exit codes: 0 all measured; 2 usage error; 4 a case failed, crashed, timed out, ran out of memory or is missing
 """
@@ -47,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    command = {"list": list_command, "report": report_command}.get(arguments[0] if arguments else "")
+    command = COMMANDS.get(arguments[0] if arguments else "")
     from reports.core.records import RunError
     from suites.core.processes import ServerLost
 
@@ -262,6 +263,30 @@ def report_command(arguments: Sequence[str]) -> int:
     print(f"written to {target}{os.sep}")
     return OK
 
+
+def compare_command(arguments: Sequence[str]) -> int:
+    """Holds one run against another."""
+    from reports.core import verdict_options
+    from reports.core.compare import compare
+    from reports.core.records import load_run
+
+    parser = Parser(
+        prog="runner.py compare",
+        description="Holds the run NEW against the run BASE: a verdict for each metric of each case.",
+        epilog=verdict_options.EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("base", metavar="BASE", help="folder of a run")
+    parser.add_argument("new", metavar="NEW", help="folder of a run, best with 7 processes or more (--processes)")
+    verdict_options.add_options(parser)
+    options = parser.parse_args(arguments)
+    asked = verdict_options.asked(options)
+    base, new = load_run(Path(options.base)), load_run(Path(options.new))
+    return verdict_options.conclude(compare(base, new, asked.floor, asked.level, asked.metrics), asked)
+
+
+COMMANDS = {"list": list_command, "report": report_command, "compare": compare_command}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -248,7 +248,7 @@ def _splits(base: int, processes: int, hypotheses: int, seed: int) -> Floats:
 
     With equal sides only half are taken, since the mirror images have the same statistics.
     """
-    mirrored = 2 * base == processes
+    mirrored = 0 < 2 * base == processes
     number = math.comb(processes, base) // (2 if mirrored else 1)
     labels: Floats
     if number <= _most(hypotheses):
