@@ -9,6 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -17,11 +18,10 @@ from typing import TYPE_CHECKING, NoReturn
 from reports import FAILURES, Json, Record, Run
 from suites import Suite, suites
 from suites.core.cases import Selection, UsageError, groups
-from suites.core.options import add_selection, add_verdicts, names, one_of, selection_of
+from suites.core.options import add_selection, names, one_of, selection_of
 
 if TYPE_CHECKING:
     from reports.core.records import RunDirectory
-    from reports.core.verdicts import Comparison
 
 VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
@@ -33,6 +33,7 @@ EPILOG = """\
 further commands, each with its own --help:
   runner.py list ops|impls|suites|cases     what there is
   runner.py report RUN [RUN ...]            render records again, several runs side by side
+  runner.py compare BASE NEW                a verdict for each metric of each case, and an exit code
 
 exit codes: 0 all measured; 2 usage error; 4 a case failed, crashed, timed out, ran out of memory or is missing
 """
@@ -41,7 +42,6 @@ AB_EPILOG = """\
 Cases whose program differs are measured, and one that does not, as a placebo; --op and --case name others. The run ends
 when every case is decided; --processes N measures exactly N pairs of processes.
 
-exit codes: 0 no regression; 1 a case is slower; 2 usage error; 3 ambiguous, under --strict; 4 a case is missing
 """
 
 
@@ -116,22 +116,23 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def ab_parser() -> Parser:
+    from reports.core import verdict_options
+
     parser = Parser(
         prog="runner.py ab",
         description="Measures two revisions of ops/ and csrc/ in one run, with this checkout's harness: REV against "
         "the working tree, or two revisions. Without REV: where this branch left main, against the working tree.",
-        epilog=AB_EPILOG,
+        epilog=AB_EPILOG + verdict_options.EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("rev", nargs="*", metavar="REV", help="anything git takes for a commit; . is the working tree")
     add_selection(parser)
-    add_verdicts(parser)
+    verdict_options.add_options(parser, "the run's folder instead of runs/<id>")
     parser.add_argument(
         "--case", type=names, action="extend", metavar="IDS", help="case ids, parts or patterns of them"
     )
     parser.add_argument("--limit", metavar="S", help="begin no pair of processes after so many seconds")
-    parser.add_argument("--output", metavar="DIR", help="put the run there instead of runs/<id>")
     parser.add_argument("--dry-run", action="store_true", help="tell what would be measured and how long it takes")
     return parser
 
@@ -216,13 +217,6 @@ def tell(run: Run, path: Path) -> int:
     return FAILED if any(record.status in FAILURES for record in run.records) else OK
 
 
-def tell_comparison(comparison: Comparison, path: Path, strict: bool) -> int:
-    """Renders a comparison into a folder, prints its table, and returns the exit code."""
-    for v in comparison.verdicts:
-        print(v)
-    return OK
-
-
 def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
     """Renders runs into a folder, in the formats wanted (all if None)."""
     from reports import formats
@@ -304,6 +298,7 @@ def report_command(arguments: Sequence[str]) -> int:
 
 def ab_command(arguments: Sequence[str]) -> int:
     """Measures two revisions in one run, and says which cases differ."""
+    from reports.core import verdict_options
     from reports.core.progress import Progress
     from reports.core.records import RunDirectory
     from suites.core import ab, revisions
@@ -325,7 +320,7 @@ def ab_command(arguments: Sequence[str]) -> int:
         environment = describe(path.name, ["ab", *arguments], sides[1].plan, ROOT, VERSION)
         directory = RunDirectory.create(path, {**environment, "ab": ab.told(sides, matched, request.looks)})
         session.log = path / "workers.log"
-        pairs = ab.Pairs(request.selection, session, sides, path.name, began)
+        pairs = ab.Pairs(request.selection, session, sides, path.name, began, request.asked.metrics)
         most = request.looks[-1]
         with Progress(2 * len(matched.measured) * most, most * ab.pair_forecast(sides, matched.measured)) as progress:
 
@@ -335,10 +330,32 @@ def ab_command(arguments: Sequence[str]) -> int:
                 progress.done([(record, forecast / len(made)) for record in made])
 
             comparison = ab.compare_sides(pairs, matched, request, kept)
-    return tell_comparison(comparison, path, options.strict)
+    return verdict_options.conclude(comparison, replace(request.asked, output=path))
 
 
-COMMANDS = {"list": list_command, "report": report_command, "ab": ab_command}
+def compare_command(arguments: Sequence[str]) -> int:
+    """Holds one run against another."""
+    from reports.core import verdict_options
+    from reports.core.compare import compare
+    from reports.core.records import load_run
+
+    parser = Parser(
+        prog="runner.py compare",
+        description="Holds the run NEW against the run BASE: a verdict for each metric of each case.",
+        epilog=verdict_options.EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("base", metavar="BASE", help="folder of a run")
+    parser.add_argument("new", metavar="NEW", help="folder of a run, best with 7 processes or more (--processes)")
+    verdict_options.add_options(parser)
+    options = parser.parse_args(arguments)
+    asked = verdict_options.asked(options)
+    base, new = load_run(Path(options.base)), load_run(Path(options.new))
+    return verdict_options.conclude(compare(base, new, asked.floor, asked.level, asked.metrics), asked)
+
+
+COMMANDS = {"list": list_command, "report": report_command, "compare": compare_command, "ab": ab_command}
 
 if __name__ == "__main__":
     sys.exit(main())

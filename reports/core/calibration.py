@@ -1,7 +1,7 @@
 """What comparisons on a machine have shown when the truth was known: how often they alarm falsely, and what they find.
 
-`calibrate` compares the present operators with themselves, as they are or slowed by a known delay, and adds what came of
-it to a ledger, one JSON object a line. Verdicts quote it.
+`calibrate` compares the present operators with themselves, as they are or slowed by a known delay, and adds what came
+of it to a ledger, one JSON object a line. Verdicts quote it.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def quoted(trials: list[Trial], kind: str) -> list[str]:
     apart = drift(trials)
     if kind == "compare" and apart:
         lines.append(
-            f"Medians of separate runs of one program lay {100 * apart[0]:.2g} % apart (median), {100 * apart[1]:.2g} % "
-            f"at most, in {apart[2]} pairs; no statistic removes that drift."
+            f"Medians of separate runs of one program lay {100 * apart[0]:.2g} % apart in the middle and "
+            f"{100 * apart[1]:.2g} % at most, in {apart[2]} pairs; no statistic removes that drift."
         )
     return lines

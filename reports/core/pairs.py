@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import FAILURES, Json, Record, Run
 from . import significance
-from .verdicts import AMBIGUOUS, FASTER, FLOOR, LEVEL, MISSING, NOT_COMPARABLE, SAME, SLOWER, Comparison, Verdict
+from .compare import judged
+from .verdicts import AMBIGUOUS, FASTER, FLOOR, LEVEL, MISSING, NOT_COMPARABLE, SLOWER, Comparison, Verdict
 
 PAIR, SIDE = "pair", "side"
 BASE, NEW = "base", "new"
@@ -102,35 +103,17 @@ def _verdicts(
         return []
     table = np.array([[differences[key].get(number, math.nan) for key in hypotheses] for number in numbers])
     medians = _medians(records)
-    found = []
-    for key, finding in zip(hypotheses, significance.paired(table, level / looks), strict=True):
-        p = min(1.0, finding.p * looks)
-        word, reason, needed = SAME, "", None
-        if not finding.enough:
-            word, needed = AMBIGUOUS, significance.needed(level / looks, paired=True)
-            reason = f"{finding.processes} pairs cannot decide, {needed} can"
-        elif p <= level and abs(finding.effect) >= math.log1p(floor):
-            word = SLOWER if finding.effect > 0 else FASTER
-        found.append(
-            Verdict(
-                case=key[0],
-                metric=key[1],
-                unit="s",
-                verdict=word,
-                base=medians[(*key, BASE)],
-                new=medians[(*key, NEW)],
-                ratio=math.exp(finding.effect),
-                low=math.exp(finding.low),
-                high=math.exp(finding.high),
-                p=p,
-                detectable=math.expm1(finding.detectable) if finding.enough else None,
-                processes=finding.processes,
-                needed=needed,
-                worse=word == SLOWER,
-                reason=reason,
-            )
+    needed = significance.needed(level / looks, paired=True)
+    return [
+        judged(
+            Verdict(*key, "s", AMBIGUOUS, medians[(*key, BASE)], medians[(*key, NEW)]),
+            finding._replace(p=min(1.0, finding.p * looks)),
+            floor,
+            level,
+            needed,
         )
-    return found
+        for key, finding in zip(hypotheses, significance.paired(table, level / looks), strict=True)
+    ]
 
 
 def _medians(records: Iterable[Record]) -> dict[tuple[str, str, str], float]:

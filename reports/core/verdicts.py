@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
-from .. import Json
+from .. import SCHEMA_VERSION, Json
 
 #: What can be said of one metric of one case. `changed` is for exact metrics, which have no noise.
 FASTER, SLOWER, SAME, CHANGED = "faster", "slower", "same", "changed"
@@ -21,6 +21,7 @@ class Verdict:
     """What is said of one metric of one case.
 
     Args:
+        metric: its name; empty where the case as a whole is meant.
         base, new: its values, in `unit`; None where there is none.
         ratio, low, high: new over base with 95 % bounds (of this case alone), where it is an estimate.
         p: the family-wise p value, over all cases of the comparison; None for exact metrics.
@@ -28,7 +29,7 @@ class Verdict:
             None where no effect could have been shown, or the metric is exact.
         processes: replicates (`compare`) or pairs of them (`ab`) that the verdict rests on.
         needed: so many would decide it, where there are not enough.
-        worse: whether a change is for the worse, so that it counts as a regression.
+        worse: whether it is slower or changed for the worse, so that it counts as a regression.
         placebo: whether both sides run the same program, so that it must not move.
         reason: why, where the verdict alone does not say it.
     """
@@ -78,3 +79,27 @@ class Comparison:
     def of(self, *verdicts: str) -> list[Verdict]:
         """The verdicts that are one of these."""
         return [v for v in self.verdicts if v.verdict in verdicts]
+
+    def exit_code(self, strict: bool = False) -> int:
+        """1 for a regression, else 4 for a missing case, else 0; 3 instead of 0 if strict and not all was decided."""
+        if any(v.worse for v in self.of(SLOWER, CHANGED)):
+            return 1
+        if self.of(MISSING):
+            return 4
+        return 3 if strict and self.of(AMBIGUOUS, NOT_COMPARABLE) else 0
+
+    def to_json(self) -> Json:
+        """One JSON object."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "verdicts"}
+        return {"schema_version": SCHEMA_VERSION, **plain, "verdicts": [v.to_json() for v in self.verdicts]}
+
+    @classmethod
+    def from_json(cls, data: Json) -> Comparison:
+        """The inverse of `to_json`; fields that this version does not know are left out.
+
+        Raises:
+            KeyError, TypeError: if a field is missing.
+        """
+        known, of_verdict = ({f.name for f in fields(kind)} for kind in (cls, Verdict))
+        verdicts = [Verdict(**{k: v for k, v in item.items() if k in of_verdict}) for item in data["verdicts"]]
+        return cls(**{k: v for k, v in data.items() if k in known} | {"verdicts": verdicts})

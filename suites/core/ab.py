@@ -23,7 +23,8 @@ from ops import Axis, AxisValue, Point
 from reports import Json, Record, Run
 from reports.core.pairs import BASE, LOOKS, NEW, PAIR, SIDE, case_of, decided, judge
 from reports.core.progress import duration
-from reports.core.verdicts import FLOOR, LEVEL, Comparison
+from reports.core.verdict_options import Asked, asked
+from reports.core.verdicts import Comparison
 from suites import Case, Declaration, Suite, suites
 from suites.core.cases import Selection, UsageError
 from suites.core.options import number
@@ -125,17 +126,15 @@ class Request:
         revisions: base and new; empty for the default ones.
         selection: what to plan: what is wanted, and the placebo beside it.
         looks: after how many pairs to look; the last is how many there are at most.
-        level: the family-wise error rate of all looks together.
-        floor: the smallest effect that is called one, relative.
+        asked: when a case counts as faster or slower.
         limit: seconds after which no further pair begins; what is there then is looked at.
     """
 
     revisions: list[str]
     selection: Selection
     wanted: Wanted
+    asked: Asked
     looks: tuple[int, ...] = LOOKS
-    level: float = LEVEL
-    floor: float = FLOOR
     limit: float = math.inf
 
     @classmethod
@@ -156,9 +155,8 @@ class Request:
             revisions=[*options.rev, WORKING_TREE][:2] if options.rev else [],
             selection=wanted.selection(replace(selection, suites=chosen)),
             wanted=wanted,
+            asked=asked(options),
             looks=LOOKS if options.processes is None else (selection.processes,),
-            level=number("--level", options.level, Axis("", LEVEL, "", minimum=1e-6)),
-            floor=number("--floor", options.floor, Axis("", 100 * FLOOR, "", minimum=0)) / 100,
             limit=number("--limit", options.limit, Axis("", math.inf, "", minimum=1)),
         )
 
@@ -269,7 +267,7 @@ def compare_sides(
         next_end = (time.monotonic() - began) * (count + 2) / (count + 1)
         last = count + 1 == looks[-1] or not cases or next_end > request.limit
         if last or count + 1 in looks:
-            comparison = judge(Run(Path(), environment, records), request.level, request.floor)
+            comparison = judge(Run(Path(), environment, records), request.asked.level, request.asked.floor)
             if last or decided(comparison):
                 break
     return comparison
@@ -355,11 +353,6 @@ class Pairs:
                 if time.monotonic() - begin >= PAIR_SECONDS:
                     break
         return [self._record(outcome, number, name) for name, outcome in outcomes.items()]
-
-    def _clock(self, case: Case) -> str:
-        if case.process["malloc"] == "default":
-            return "latency_default_malloc"
-        return "latency_device" if case.kind == "cuda" else "latency_wall"
 
     def _record(self, outcome: Outcome, number: int, side: str) -> Record:
         made = measured_record(outcome, self.run, Roofs())

@@ -39,14 +39,6 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", default="0", metavar="N", help="seed of inputs and of the order of blocks (0)")
 
 
-def add_verdicts(parser: argparse.ArgumentParser) -> None:
-    """The options that say when two sides differ."""
-    how = parser.add_argument_group("when sides differ")
-    how.add_argument("--floor", metavar="PERCENT", help="smallest effect that is called one (3)")
-    how.add_argument("--level", metavar="P", help="chance of any false alarm, over all cases together (0.05)")
-    how.add_argument("--strict", action="store_true", help="exit with 3 if a case is ambiguous")
-
-
 def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 

@@ -1,0 +1,334 @@
+"""Which of many cases differ, without alarms beyond a stated rate however many cases there are.
+
+A hypothesis is one metric of one case; what enters is one number per process, the log of its median, since samples of
+one process are not independent of one another. Under the hypothesis that nothing changed, the labels of the processes
+(`unpaired`) or the signs of the differences (`paired`) are arbitrary, so every relabelling is as likely as the one that
+was observed. Labels are permuted for all hypotheses at once, which keeps the correlation between cases, and each
+hypothesis is held against the largest statistic of all that are still undecided: the step-down procedure of Westfall
+and Young (Resampling-Based Multiple Testing, 1993, algorithm 4.1; Romano and Wolf, JASA 100, 2005). The rate of runs
+with any false alarm is then at most the stated level, whatever the distribution of the noise.
+
+The statistic only decides the power, which `docs/comparing.md` has in numbers. It is a t statistic, twice steadied,
+both times without regard to the labels that the test permutes:
+
+- The pooled variance of a hypothesis is averaged with the median variance of all of them under the same labels, which
+  counts as `PRIOR` degrees of freedom (after G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004). Of 60 cases, some
+  are separated perfectly by chance under some labels, and their tiny variance would set the bar for all others.
+- The few most extreme processes are drawn in to their neighbours (`_drawn_in`), so that one disturbed process does not
+  hide what the others agree on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: Relabellings are enumerated up to this number; beyond it, so many are drawn.
+MOST_EXACT, DRAWN = 25_000, 20_000
+#: Numbers held at once; with thousands of hypotheses fewer labels are used, but never fewer than 10,000.
+MOST_NUMBERS, FEWEST_DRAWN = 50_000_000, 10_000
+#: Degrees of freedom that the variance of all hypotheses is worth to each of them.
+PRIOR = 2
+#: Coverage of the interval of one hypothesis.
+COVERAGE = 0.95
+#: Statistics that differ by rounding alone are equal.
+_ROUNDING = 1 - 1e-9
+#: Below any spread of logs that a clock can show: where there is no spread at all, nothing is divided by zero.
+_TINY = 1e-12
+
+
+class Finding(NamedTuple):
+    """What is found of one hypothesis; effects are differences of logs, new against base.
+
+    Args:
+        p: family-wise: the level at which it would just be called significant. 1 where nothing can be said.
+        effect: the median of the differences of all pairs of processes, one of each side (Hodges and Lehmann); for
+            paired differences that of their pairwise means. NaN without values.
+        low, high: 95 % bounds of the effect, of this hypothesis alone, by inverting the rank-sum or the signed-rank
+            test, so they hold whatever the noise; infinite where there are too few processes for any.
+        detectable: the smallest effect, up or down, that would have been significant here, given the noise that was
+            seen; infinite where none would.
+        enough: whether there are enough processes for any effect to be significant.
+        processes: how many it rests on: those of the side that has fewer, or the pairs.
+    """
+
+    p: float
+    effect: float
+    low: float
+    high: float
+    detectable: float
+    enough: bool
+    processes: int
+
+
+def unpaired(base: Floats, new: Floats, level: float, seed: int = 0) -> list[Finding]:
+    """Compares independent processes.
+
+    Args:
+        base, new: logs of medians, processes x hypotheses; NaN where a process has no value.
+        level: of the family-wise error.
+        seed: of the permutations, where there are too many to take them all.
+
+    Raises:
+        ValueError: if the sides do not have the same hypotheses.
+    """
+    if base.shape[1] != new.shape[1]:
+        raise ValueError(f"{base.shape[1]} hypotheses against {new.shape[1]}")
+    values = np.concatenate([base, new])
+    counts = np.sum(~np.isnan(base), axis=0), np.sum(~np.isnan(new), axis=0)
+    share = min(len(base), len(new)) / max(1, len(values))
+    values = _drawn_in(_centred(values), share)
+    labels = _splits(len(base), len(values), values.shape[1], seed)
+    attainable = np.array([attainable_unpaired(int(m), int(n)) for m, n in zip(*counts, strict=True)])
+    effects = [_shift(base[:, h], new[:, h]) for h in range(base.shape[1])]
+    return _findings(lambda some: _between(some, values), labels, attainable, effects, np.minimum(*counts), level)
+
+
+def paired(differences: Floats, level: float, seed: int = 0) -> list[Finding]:
+    """Compares pairs of processes: under the hypothesis, a difference is as likely up as down.
+
+    Args:
+        differences: logs of ratios, new over base, pairs x hypotheses; NaN where a pair has no value.
+        level, seed: as for `unpaired`.
+    """
+    counts = np.sum(~np.isnan(differences), axis=0)
+    sizes = _drawn_in(np.abs(differences), 1.0, upper_only=True)
+    labels = _flips(len(differences), differences.shape[1], seed)
+    attainable = np.array([attainable_paired(int(n)) for n in counts])
+    effects = [_centre(differences[:, h]) for h in range(differences.shape[1])]
+    values = np.sign(differences) * sizes
+    return _findings(lambda some: _from_zero(some, values), labels, attainable, effects, counts, level)
+
+
+def needed(level: float, paired: bool) -> int:
+    """How many processes on each side, or pairs, make a verdict possible at all: 4 and 6 at a level of 5 %."""
+    n = 1
+    while (attainable_paired(n) if paired else attainable_unpaired(n, n)) > level:
+        n += 1
+    return n
+
+
+def attainable_unpaired(base: int, new: int) -> float:
+    """The smallest p that so many processes can reach; with equal sides, the mirror image of the labels is as far."""
+    return min(1.0, (2 if base == new else 1) / math.comb(base + new, base))
+
+
+def attainable_paired(pairs: int) -> float:
+    """The smallest p that so many pairs can reach."""
+    return min(1.0, 2.0 ** (1 - pairs))
+
+
+# The test
+
+
+def _findings(
+    statistic: Callable[[Floats], tuple[Floats, Floats]],
+    labels: Floats,
+    attainable: Floats,
+    effects: list[tuple[float, float, float]],
+    counts: NDArray[np.int64],
+    level: float,
+) -> list[Finding]:
+    """Step-down over the hypotheses, the first of the labels being those that were observed."""
+    if not effects:
+        return []
+    chunk = max(1, 2_000_000 // len(effects))
+    parts = [statistic(labels[i : i + chunk]) for i in range(0, len(labels), chunk)]
+    scale = parts[0][1][0]
+    found = np.concatenate([part[0] for part in parts])
+    p, critical = step_down(found, level)
+    return [
+        Finding(
+            max(float(p[h]), float(attainable[h])),
+            *effects[h],
+            float(critical * scale[h]) if attainable[h] <= level else math.inf,
+            bool(attainable[h] <= level),
+            int(counts[h]),
+        )
+        for h in range(len(effects))
+    ]
+
+
+def step_down(found: Floats, level: float) -> tuple[Floats, float]:
+    """Adjusted p values, and the statistic that an undecided hypothesis would have had to exceed.
+
+    Args:
+        found: statistics, labels x hypotheses, the observed ones first.
+    """
+    order = np.argsort(-found[0], kind="stable")
+    observed = found[0, order]
+    # Column i holds, for each of the labels, the largest statistic of the hypotheses from the i-th on.
+    largest = np.maximum.accumulate(found[:, order[::-1]], axis=1)[:, ::-1]
+    stepwise = np.maximum.accumulate(np.mean(largest >= observed * _ROUNDING, axis=0))
+    p = np.empty_like(stepwise)
+    p[order] = stepwise
+    allowed = math.floor(level * len(found))
+    undecided = min(int(np.sum(stepwise <= level)), len(observed) - 1)
+    others = np.sort(largest[1:, undecided])
+    # The observed labels are one of those allowed to reach it.
+    return p, float(others[-allowed]) if 0 < allowed <= len(others) else math.inf
+
+
+def _between(labels: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Statistic and its scale for the labels (1: base, 0: new), both labels x hypotheses."""
+    present = (~np.isnan(values)).astype(float)
+    x = np.nan_to_num(values)
+    total, squares = present.sum(axis=0), (x**2).sum(axis=0)
+    m = labels @ present
+    n = total - m
+    with np.errstate(divide="ignore", invalid="ignore"):
+        base = labels @ x
+        new = x.sum(axis=0) - base
+        difference = np.abs(new / n - base / m)
+        residual = np.maximum(squares - base**2 / m - new**2 / n, 0.0)
+        return _steadied(difference, residual, total - 2, 1 / m + 1 / n)
+
+
+def _from_zero(signs: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """Statistic and its scale for the signs, both labels x hypotheses."""
+    n = np.sum(~np.isnan(values), axis=0)
+    x = np.nan_to_num(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.abs(signs @ x) / n
+        residual = np.maximum((x**2).sum(axis=0) - n * mean**2, 0.0)
+        return _steadied(mean, residual, n - 1, 1 / n)
+
+
+def _steadied(difference: Floats, residual: Floats, freedom: Floats, factor: Floats) -> tuple[Floats, Floats]:
+    """|difference| over its steadied standard error; 0 where there is none."""
+    defined = np.isfinite(difference) & np.isfinite(residual) & (freedom > 0)
+    variance = np.where(defined, residual / freedom, np.nan)
+    ordered = np.sort(variance, axis=1)  # NaN last
+    middle = np.maximum(defined.sum(axis=1, keepdims=True) - 1, 0) // 2
+    prior = np.take_along_axis(ordered, middle, axis=1)
+    scale: Floats = np.sqrt((freedom * variance + PRIOR * prior) / (freedom + PRIOR) * factor) + _TINY
+    return np.where(defined, difference / scale, 0.0), scale
+
+
+# What the labels leave alone
+
+
+def _centred(values: Floats) -> Floats:
+    """Values about their median, so that rounding does not grow with their size."""
+    columns = (column[~np.isnan(column)] for column in values.T)
+    middle: Floats = np.array([np.median(column) if column.size else 0.0 for column in columns])
+    return values - middle
+
+
+def _drawn_in(values: Floats, share: float, upper_only: bool = False) -> Floats:
+    """The most extreme values of each hypothesis set to the next ones: none at 4 processes a side, one at 5, two at 9.
+
+    Fewer than the smaller side has, so that a whole side, however far away, is never drawn in to the other.
+
+    Args:
+        share: the smaller side's share of the processes.
+    """
+    if not len(values):
+        return values
+    present = np.sum(~np.isnan(values), axis=0)
+    beyond = np.maximum((present * share).astype(int) - 1, 0) // 4
+    ordered = np.sort(values, axis=0)  # NaN last
+    columns = np.arange(values.shape[1])
+    high = ordered[np.maximum(present - 1 - beyond, 0), columns]
+    low = ordered[np.zeros_like(beyond) if upper_only else beyond, columns]
+    drawn_in: Floats = np.clip(values, low, high)
+    return drawn_in
+
+
+def _splits(base: int, processes: int, hypotheses: int, seed: int) -> Floats:
+    """Labels (1: base, 0: new) x processes, the observed ones first: all of them, or a random sample.
+
+    With equal sides only half are taken, since the mirror images have the same statistics.
+    """
+    mirrored = 0 < 2 * base == processes
+    number = math.comb(processes, base) // (2 if mirrored else 1)
+    labels: Floats
+    if number <= _most(hypotheses):
+        if mirrored:
+            chosen = [(0, *rest) for rest in combinations(range(1, processes), base - 1)]
+        else:
+            chosen = list(combinations(range(processes), base))
+        rows = np.array(chosen, dtype=np.int64).reshape(len(chosen), base)
+    else:
+        generator = np.random.default_rng(seed)
+        rows = np.argsort(generator.random((_drawn(hypotheses), processes)), axis=1)[:, :base]
+        rows[0] = np.arange(base)
+    labels = np.zeros((len(rows), processes))
+    np.put_along_axis(labels, rows, 1.0, axis=1)
+    return labels
+
+
+def _flips(pairs: int, hypotheses: int, seed: int) -> Floats:
+    """Signs x pairs, all positive first; the first keeps its sign, since mirror images have the same statistics."""
+    if 2 ** (pairs - 1) <= _most(hypotheses):
+        bits = np.arange(2 ** max(pairs - 1, 0))[:, None] >> np.arange(max(pairs - 1, 0)) & 1
+    else:
+        bits = np.random.default_rng(seed).integers(2, size=(_drawn(hypotheses), pairs - 1))
+        bits[0] = 0
+    return np.concatenate([np.ones((len(bits), min(pairs, 1))), 1.0 - 2.0 * bits], axis=1)
+
+
+def _most(hypotheses: int) -> int:
+    return min(MOST_EXACT, _drawn(hypotheses) * MOST_EXACT // DRAWN)
+
+
+def _drawn(hypotheses: int) -> int:
+    return min(DRAWN, max(FEWEST_DRAWN, MOST_NUMBERS // max(hypotheses, 1)))
+
+
+# One hypothesis alone: effect and interval
+
+
+def _shift(base: Floats, new: Floats) -> tuple[float, float, float]:
+    """The effect between two sides, with its bounds."""
+    base, new = base[~np.isnan(base)], new[~np.isnan(new)]
+    differences = np.sort(np.subtract.outer(new, base), axis=None)
+    return _middle_and_bounds(differences, rank_sums(base.size, new.size))
+
+
+def _centre(differences: Floats) -> tuple[float, float, float]:
+    """The effect of pairs, with its bounds."""
+    differences = differences[~np.isnan(differences)]
+    i, j = np.triu_indices(differences.size)
+    return _middle_and_bounds(np.sort((differences[i] + differences[j]) / 2), signed_ranks(differences.size))
+
+
+def _middle_and_bounds(ordered: Floats, chances: Floats) -> tuple[float, float, float]:
+    """Median and bounds of ordered differences, `chances` telling how many of them lie below the truth."""
+    if not ordered.size:
+        return math.nan, -math.inf, math.inf
+    outside = int(np.sum(np.cumsum(chances) <= (1 - COVERAGE) / 2))
+    middle = float(np.median(ordered))
+    return (middle, float(ordered[outside - 1]), float(ordered[-outside])) if outside else (middle, -math.inf, math.inf)
+
+
+@lru_cache(maxsize=64)
+def rank_sums(m: int, n: int) -> Floats:
+    """Chances of the Mann-Whitney statistic 0, 1, ... of m against n values without ties."""
+    # Ways to choose k of the ranks 0 .. m+n-1 with a given sum, for k up to m.
+    ways = np.zeros((m + 1, m * (m + n) + 1))
+    ways[0, 0] = 1.0
+    for rank in range(m + n):
+        for k in range(min(m, rank + 1), 0, -1):
+            ways[k, rank:] += ways[k - 1, : ways.shape[1] - rank]
+    least = m * (m - 1) // 2
+    found = ways[m, least : least + m * n + 1]
+    return np.asarray(found / found.sum())
+
+
+@lru_cache(maxsize=64)
+def signed_ranks(n: int) -> Floats:
+    """Chances of the Wilcoxon signed-rank statistic 0, 1, ... of n differences without ties."""
+    ways = np.zeros(n * (n + 1) // 2 + 1)
+    ways[0] = 1.0
+    for rank in range(1, n + 1):
+        ways[rank:] += ways[:-rank].copy()
+    return np.asarray(ways / ways.sum())

@@ -1,0 +1,112 @@
+"""The options of every command that ends in verdicts, and its end: what is printed and written, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .records import RunError
+from .verdict_tables import FILES, FORMATS, terminal, write
+from .verdicts import FLOOR, LEVEL, Comparison
+
+EXIT_CODES = """\
+exit codes, the first that applies:
+  1  a regression: a metric is slower, or an exact one changed for the worse
+  2  what was asked for cannot be
+  4  a case of BASE has no result in NEW, or failed there
+  3  only with --strict: a metric is ambiguous or not comparable
+  0  none of these
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options ask for.
+
+    Args:
+        floor: the smallest effect that is called one, relative.
+        level: of the family-wise error.
+        metrics: names, or None for all.
+        formats: of `FORMATS`.
+        output: where files go.
+        everything: whether the terminal lists what is the same, however much it is.
+    """
+
+    floor: float
+    level: float
+    metrics: list[str] | None
+    strict: bool
+    formats: list[str]
+    output: Path | None
+    everything: bool
+
+
+def add_options(parser: argparse.ArgumentParser, output: str = "folder for comparison.md, .csv and .json") -> None:
+    """Adds the options that `asked` reads; `output` says what that option means to the command."""
+    group = parser.add_argument_group("verdicts")
+    group.add_argument("--floor", metavar="PERCENT", help=f"effects below are not called one ({100 * FLOOR:g})")
+    group.add_argument(
+        "--level", metavar="P", help=f"false alarms are raised in at most this part of comparisons ({LEVEL:g})"
+    )
+    group.add_argument(
+        "--metric", action="append", metavar="NAMES", help="compare these alone (comma list, repeatable)"
+    )
+    group.add_argument("--strict", action="store_true", help="exit with 3 where not all could be decided")
+    group.add_argument("--all", action="store_true", help="list on the terminal what is the same, too")
+    group.add_argument(
+        "--format", action="append", metavar="NAMES", help=f"of {', '.join(FORMATS)} (terminal; with --output, all)"
+    )
+    group.add_argument("--output", metavar="DIR", help=output)
+
+
+def asked(options: argparse.Namespace) -> Asked:
+    """What the options ask for.
+
+    Raises:
+        RunError: if a value is not allowed, in one line that names the option, the value and what is allowed.
+    """
+    formats = _names(options.format) or list(FORMATS if options.output is not None else FORMATS[:1])
+    for name in formats:
+        if name not in FORMATS:
+            raise RunError(f"--format: {name!r} is not one of {', '.join(FORMATS)}")
+        if name in FILES and options.output is None:
+            raise RunError(f"--output: a folder is needed for the format {name}")
+    return Asked(
+        floor=_number("--floor", options.floor, 100 * FLOOR, "a number of at least 0", lambda x: x >= 0) / 100,
+        level=_number("--level", options.level, LEVEL, "a number between 0 and 1", lambda x: 0 < x < 1),
+        metrics=_names(options.metric),
+        strict=options.strict,
+        formats=formats,
+        output=None if options.output is None else Path(options.output),
+        everything=options.all,
+    )
+
+
+def conclude(comparison: Comparison, asked: Asked) -> int:
+    """Prints and writes a comparison, and returns its exit code.
+
+    Raises:
+        RunError: if a file cannot be written.
+    """
+    if asked.output is not None:
+        write(comparison, asked.formats, asked.output)
+    if "terminal" in asked.formats:
+        print(terminal(comparison, asked.everything))
+    return comparison.exit_code(asked.strict)
+
+
+def _names(lists: list[str] | None) -> list[str] | None:
+    return None if lists is None else [part.strip() for text in lists for part in text.split(",") if part.strip()]
+
+
+def _number(option: str, text: str | None, default: float, allowed: str, fits: Callable[[float], bool]) -> float:
+    try:
+        value = default if text is None else float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and fits(value)):
+        raise RunError(f"{option}: {text!r} is not {allowed}")
+    return value
