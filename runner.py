@@ -137,6 +137,31 @@ def ab_parser() -> Parser:
     return parser
 
 
+def calibrate_parser() -> Parser:
+    from reports.core import verdict_options
+    from suites.core import calibrate
+
+    parser = Parser(
+        prog="runner.py calibrate",
+        description="Compares this checkout's operators with themselves, as they are and slowed by real delays, and "
+        "prints how often that was seen; trials add up over invocations, and verdicts quote them.",
+        allow_abbrev=False,
+    )
+    add_selection(parser)
+    parser.add_argument("--trials", metavar="N", help="of each delay and of separate runs (1)")
+    parser.add_argument(
+        "--delay",
+        metavar="LIST",
+        default=calibrate.DELAYS,
+        help=f"percent by which calls are slowed ({calibrate.DELAYS})",
+    )
+    parser.add_argument("--kind", type=names, action="extend", metavar="NAMES", help="ab, compare (both)")
+    parser.add_argument("--limit", metavar="S", help=f"seconds of one trial of ab, at most ({calibrate.LIMIT:g})")
+    parser.add_argument("--ledger", metavar="FILE", help="where trials are kept (runs/calibration.jsonl)")
+    verdict_options.add_options(parser)
+    return parser
+
+
 def new_run(output: str | None) -> Path:
     if output is not None:
         path = Path(output)
@@ -330,7 +355,8 @@ def ab_command(arguments: Sequence[str]) -> int:
                 progress.done([(record, forecast / len(made)) for record in made])
 
             comparison = ab.compare_sides(pairs, matched, request, kept)
-    return verdict_options.conclude(comparison, replace(request.asked, output=path))
+    comparison.notes += calibrated("ab", sides[1].plan.device, matched.threads)
+    return verdict_options.conclude(comparison, replace(request.asked, output=path, formats=verdict_options.FORMATS))
 
 
 def compare_command(arguments: Sequence[str]) -> int:
@@ -352,10 +378,52 @@ def compare_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     asked = verdict_options.asked(options)
     base, new = load_run(Path(options.base)), load_run(Path(options.new))
-    return verdict_options.conclude(compare(base, new, asked.floor, asked.level, asked.metrics), asked)
+    threads = next((record.axes["threads"] for record in new.records if "threads" in record.axes), None)
+    notes = calibrated("compare", new.environment.get("device") or {}, threads)
+    return verdict_options.conclude(compare(base, new, asked.floor, asked.level, asked.metrics, notes), asked)
 
 
-COMMANDS = {"list": list_command, "report": report_command, "compare": compare_command, "ab": ab_command}
+def calibrated(kind: str, device: Json, threads: object) -> list[str]:
+    """What `calibrate` has found on such a device, to be told under a verdict."""
+    from reports.core import calibration
+    from reports.core.records import RunError
+
+    try:
+        trials = calibration.load(RUNS / calibration.LEDGER)
+    except RunError as error:
+        return [f"What this machine can detect is not known: {error}"]
+    return calibration.quoted(calibration.on_device(trials, str(device.get("name")), threads), kind)
+
+
+def calibrate_command(arguments: Sequence[str]) -> int:
+    """Measures what this machine can detect, and adds it to the ledger."""
+    from reports.core import calibration
+    from suites.core import calibrate, machine, revisions
+
+    options = calibrate_parser().parse_args(arguments)
+    request = calibrate.Request.of(options, selection_of(options))
+    ledger = Path(options.ledger) if options.ledger else RUNS / calibration.LEDGER
+    known = calibration.load(ledger)
+    here = revisions.stage(ROOT, revisions.WORKING_TREE, ROOT / ".build" / "revisions")
+    taking = calibrate.Calibration(request, here.tree, machine.describe_project(ROOT)["revision"], tell_step)
+    schedule = request.schedule()
+    for count, (kind, delay) in enumerate(schedule, 1):
+        trial = taking.trial(kind, delay)
+        calibration.append(ledger, trial)
+        known.append(trial)
+        tell_step(f"[{count}/{len(schedule)}] {calibration.outcome(trial)}")
+    print(calibration.table(calibration.on_device(known, trial.device, trial.threads)))
+    print(f"ledger: {ledger}")
+    return OK
+
+
+COMMANDS = {
+    "list": list_command,
+    "report": report_command,
+    "compare": compare_command,
+    "ab": ab_command,
+    "calibrate": calibrate_command,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

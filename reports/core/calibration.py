@@ -102,7 +102,7 @@ def _trial(line: str, place: str) -> Trial:
         raise RunError(f"{place} is corrupt: {error}") from error
 
 
-def on_device(trials: Iterable[Trial], device: str, threads: int) -> list[Trial]:
+def on_device(trials: Iterable[Trial], device: str, threads: object) -> list[Trial]:
     """The trials taken on such a device with so many threads."""
     return [trial for trial in trials if (trial.device, trial.threads) == (device, threads)]
 
@@ -210,3 +210,24 @@ def quoted(trials: list[Trial], kind: str) -> list[str]:
             f"{100 * apart[1]:.2g} % at most, in {apart[2]} pairs; no statistic removes that drift."
         )
     return lines
+
+
+def outcome(trial: Trial) -> str:
+    """A trial in a line."""
+    what = f"slowed by {100 * trial.delay:g} %" if trial.delay else "the same"
+    told = ", ".join(f"{100 * (ratio - 1):+.1f} % {trial.verdicts[case]}" for case, ratio in trial.ratios.items())
+    return f"{trial.kind}, {what}: {told} ({trial.processes} processes, {trial.seconds:.0f} s)"
+
+
+def table(trials: list[Trial]) -> str:
+    """What the trials of one device have shown, as plain text."""
+    lines = []
+    for kind in dict.fromkeys(trial.kind for trial in trials):
+        lines += [f"{kind}:", *(f"  {line}" for line in quoted(trials, kind))]
+        found = powers(trials, kind)
+        for case in sorted({case for power in found for case in power.by_case}):
+            smallest = smallest_found(found, case)
+            told = "none of the delays tried" if smallest is None else f"{100 * smallest:g} %"
+            counts = ", ".join(f"{100 * p.delay:g} %: {p.by_case[case]}" for p in found if case in p.by_case)
+            lines.append(f"  {case}: found in {100 * POWER:g} % of trials from {told} on ({counts})")
+    return "\n".join(lines)

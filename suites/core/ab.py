@@ -78,12 +78,14 @@ class Matched:
         placebos: of these, the ones that run the same program on both sides.
         left_out: why a case is not measured, or cannot be compared.
         only: cases that only one side has, by side.
+        threads: of the measuring processes.
     """
 
     measured: list[str] = field(default_factory=list)
     placebos: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     only: dict[str, list[str]] = field(default_factory=dict)
+    threads: AxisValue = 0
 
     def to_json(self) -> Json:
         return {"placebos": self.placebos, "left_out": self.left_out, "only": self.only}
@@ -221,6 +223,7 @@ def match(base: Side, new: Side, wanted: Wanted) -> Matched:
             found.measured.append(case)
     found.placebos = same if wanted.named and same else _placebos(base, new, found.measured)
     found.measured += found.placebos
+    found.threads = next((base.cases[case].process["threads"] for case in found.measured), 0)
     return found
 
 
@@ -291,6 +294,13 @@ def announcement(sides: tuple[Side, Side], matched: Matched, looks: Sequence[int
     return f"{base} against {new}: {len(matched.measured)} cases{placebos}, {count} pairs of processes, {times}"
 
 
+def main_clock(case: Case) -> str:
+    """The metric that the case is compared by."""
+    if case.process["malloc"] == "default":
+        return "latency_default_malloc"
+    return "latency_device" if case.kind == "cuda" else "latency_wall"
+
+
 def told(sides: tuple[Side, Side], matched: Matched, looks: Sequence[int]) -> Json:
     """What `run.json` keeps of a comparison besides its environment: all that `reports.core.pairs` asks for."""
     names = {side.name: side.revision.label for side in sides}
@@ -308,6 +318,7 @@ class Pairs:
         cases: ids, of cases that both have.
         run: the run's id.
         began: `time.monotonic()` of the run's begin.
+        metrics: the clocks to take; None for the device's main one.
     """
 
     selection: Selection
@@ -315,6 +326,7 @@ class Pairs:
     sides: tuple[Side, Side]
     run: str
     began: float
+    metrics: list[str] | None = None
 
     def measure(self, cases: Sequence[str], number: int) -> Iterator[list[Record]]:
         """One pair of every case, in random order; yields the two records of each."""
@@ -335,24 +347,36 @@ class Pairs:
         taker = Taker(self.selection, self.began)
         outcomes = {side.name: Outcome(side.cases[case]) for side in self.sides}
         workers: dict[str, Worker] = {}
-        clock = ""
+        clocks: dict[str, list[str]] = {}
         with ExitStack() as stack:
             limits = self.sides[0].plan.memory_limits([side.cases[case] for side in self.sides])
             for side in order.sample(self.sides, 2):
                 worker = workers[side.name] = servers[side.name].fork(limits[case])
                 stack.callback(worker.close)
-                more = {"clocks": [self._clock(side.cases[case])], "slowdown": side.slowdown}
-                for found in taker.begin(outcomes[side.name], worker, number, **more):
-                    clock = found
-            begin = time.monotonic()
-            for quartet in range(MOST_QUARTETS):
-                first, second = order.sample(list(workers), 2)
-                for name in (first, second, second, first):
-                    if all(outcome.status == "ok" for outcome in outcomes.values()):
-                        taker.block(outcomes[name], workers[name], clock, number, quartet, BLOCK_SECONDS)
-                if time.monotonic() - begin >= PAIR_SECONDS:
-                    break
+                more = {"clocks": self.metrics or [main_clock(side.cases[case])], "slowdown": side.slowdown}
+                clocks[side.name] = taker.begin(outcomes[side.name], worker, number, **more)
+            for clock in clocks[NEW]:
+                self._quartets(taker, outcomes, workers, clock, number, order)
         return [self._record(outcome, number, name) for name, outcome in outcomes.items()]
+
+    def _quartets(
+        self,
+        taker: Taker,
+        outcomes: Mapping[str, Outcome],
+        workers: Mapping[str, Worker],
+        clock: str,
+        number: int,
+        order: random.Random,
+    ) -> None:
+        begin = time.monotonic()
+        for quartet in range(MOST_QUARTETS):
+            first, second = order.sample([BASE, NEW], 2)
+            for name in (first, second, second, first):
+                if any(outcome.status != "ok" for outcome in outcomes.values()):
+                    return
+                taker.block(outcomes[name], workers[name], clock, number, quartet, BLOCK_SECONDS)
+            if time.monotonic() - begin >= PAIR_SECONDS:
+                return
 
     def _record(self, outcome: Outcome, number: int, side: str) -> Record:
         made = measured_record(outcome, self.run, Roofs())
