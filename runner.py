@@ -9,7 +9,6 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -356,7 +355,7 @@ def ab_command(arguments: Sequence[str]) -> int:
 
             comparison = ab.compare_sides(pairs, matched, request, kept)
     comparison.notes += calibrated("ab", sides[1].plan.device, matched.threads)
-    return verdict_options.conclude(comparison, replace(request.asked, output=path, formats=verdict_options.FORMATS))
+    return verdict_options.conclude(comparison, request.asked.into(path))
 
 
 def compare_command(arguments: Sequence[str]) -> int:

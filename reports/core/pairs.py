@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
@@ -64,14 +64,16 @@ def decided(comparison: Comparison) -> bool:
 def log_ratios(records: Iterable[Record]) -> dict[Hypothesis, dict[int, float]]:
     """By case and metric, for each pair the log of new over base: the median over its quartets.
 
-    Within a quartet both blocks of a side count as one.
+    A side's time in a quartet is the geometric mean of its two blocks' medians, from which a steady drift cancels.
     """
     values: dict[Hypothesis, dict[int, dict[int, dict[str, list[float]]]]] = {}
     for record in records:
         if record.status == "ok":
             for block in record.samples:
                 pair = values.setdefault((case_of(record), block.metric), {}).setdefault(block.process, {})
-                pair.setdefault(block.round, {BASE: [], NEW: []})[record.axes[SIDE]].extend(block.values)
+                pair.setdefault(block.round, {BASE: [], NEW: []})[record.axes[SIDE]].append(
+                    math.log(median(block.values))
+                )
     return {
         hypothesis: {number: found for number, pair in pairs.items() if (found := _log_ratio(pair)) is not None}
         for hypothesis, pairs in values.items()
@@ -84,9 +86,7 @@ def case_of(record: Record) -> str:
 
 
 def _log_ratio(pair: dict[int, dict[str, list[float]]]) -> float | None:
-    quartets = [
-        math.log(median(sides[NEW]) / median(sides[BASE])) for sides in pair.values() if sides[BASE] and sides[NEW]
-    ]
+    quartets = [mean(sides[NEW]) - mean(sides[BASE]) for sides in pair.values() if sides[BASE] and sides[NEW]]
     return median(quartets) if quartets else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .records import RunError
@@ -42,6 +42,10 @@ class Asked:
     formats: list[str]
     output: Path | None
     everything: bool
+
+    def into(self, folder: Path) -> Asked:
+        """The same, in all formats, written to that folder."""
+        return replace(self, formats=list(FORMATS), output=folder)
 
 
 def add_options(parser: argparse.ArgumentParser, output: str = "folder for comparison.md, .csv and .json") -> None:

@@ -81,7 +81,7 @@ def stage(root: Path, name: str, into: Path) -> Revision:
         git = Git(root, Path(scratch))
         commit = "" if name == WORKING_TREE else git.commit(name)
         source = git.subtree(commit or git.snapshot())
-        parts = git("ls-tree", source, "--", *PARTS)
+        parts = git("ls-tree", "--full-tree", source, "--", *PARTS)
         if parts.count("\n") + 1 < len(PARTS):
             raise UsageError(f"revision: {name!r} has no {', '.join(PARTS)} to measure")
         target = into / hashlib.sha256(parts.encode()).hexdigest()[:16]
