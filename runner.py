@@ -331,16 +331,17 @@ def ab_command(arguments: Sequence[str]) -> int:
 
     options = ab_parser().parse_args(arguments)
     request = ab.Request.of(options, selection_of(options))
+    path = new_run(options.output)
     names = request.revisions or [revisions.default_base(ROOT), revisions.WORKING_TREE]
     staged = [revisions.stage(ROOT, name, ROOT / ".build" / "revisions") for name in names]
     began = time.monotonic()
     with Session(request.suites.values()) as session:
-        sides = ab.plan_sides(staged, request, session, say=tell_step)
+        sides = ab.plan_sides(staged, request, session)
         matched = ab.match(*sides, request.wanted)
         tell_step(ab.announcement(sides, matched, request.looks))
         if options.dry_run or not matched.measured:
             return OK
-        path = new_run(options.output)
+        ab.build_sides(sides, matched.measured, session, tell_step)
         environment = describe(path.name, ["ab", *arguments], sides[1].plan, ROOT, VERSION)
         directory = RunDirectory.create(path, {**environment, "ab": ab.told(sides, matched, request.looks)})
         session.log = path / "workers.log"

@@ -55,7 +55,9 @@ def test_a_ledger_that_cannot_be_read_is_named(tmp_path: Path, line: str, said: 
 
 
 def test_a_trial_takes_the_timed_verdicts() -> None:
-    timed = Verdict("case", "latency_wall", "s", SLOWER, 1.0, 1.1, 1.1, 1.05, 1.15, p=0.01, detectable=0.04, processes=8)
+    timed = Verdict(
+        "case", "latency_wall", "s", SLOWER, 1.0, 1.1, 1.1, 1.05, 1.15, p=0.01, detectable=0.04, processes=8
+    )
     told = Comparison("ab", "a", "b", [timed, Verdict("other", "", "", "missing")])
     found = trial(0.1)
     found.processes = 0

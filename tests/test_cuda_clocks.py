@@ -56,6 +56,16 @@ def test_a_cold_copy_of_what_fits_the_cache_is_slower(device) -> None:  # type: 
     assert cold > hot
 
 
+def test_a_slowed_call_takes_that_part_longer_on_the_device(device) -> None:  # type: ignore[no-untyped-def]
+    def spin() -> None:
+        torch.cuda._sleep(4_000_000)
+
+    plain, slowed = (
+        median(device.clocks(call)["latency_device"]().block(0.1).values) for call in (spin, device.slowed(spin, 0.1))
+    )
+    assert slowed / plain == pytest.approx(1.1, rel=0.02)
+
+
 def test_readings_come_with_every_block(device) -> None:  # type: ignore[no-untyped-def]
     readings = device.clocks(lambda: torch.cuda._sleep(1_000_000))["latency_device"]().block(0.05).readings
     assert isinstance(readings["throttled"], list)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from suites.core import clocks
+from suites.core import clocks, devices
 from suites.core.clocks import ColdClock, WallClock
 from suites.core.devices import Cpu, open_device
 from suites.core.machine import cpu_caches, describe_machine, parse_size, warnings
@@ -190,3 +190,26 @@ def test_an_unfit_machine_is_warned_of() -> None:
     assert quiet == []
     assert any("load average 3.0 on 2 cores" in line for line in warnings({**fit, "load": 3.0}))
     assert any("powersave" in line for line in warnings({**fit, "governor": "powersave"}))
+
+
+class TickingTime(FakeTime):
+    """Every look at the clock takes a microsecond."""
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+@pytest.mark.parametrize("part", [0.01, 0.5])
+def test_a_slowed_call_takes_that_part_longer(monkeypatch: pytest.MonkeyPatch, part: float) -> None:
+    ticking = TickingTime()
+    monkeypatch.setattr(clocks, "time", ticking)
+    monkeypatch.setattr(devices, "time", ticking)
+    plain = ticking.call_of(0.002)
+    slowed = Cpu().slowed(plain, part)
+    values = WallClock(slowed, nothing).block(0.05).values
+    assert values == pytest.approx([0.002 * (1 + part)] * len(values), rel=2e-3)
+
+
+def test_a_slowed_call_returns_what_the_call_does() -> None:
+    assert Cpu().slowed(lambda: 42, 0.1)() == 42

@@ -28,7 +28,7 @@ from reports.core.verdicts import Comparison
 from suites import Case, Declaration, Suite, suites
 from suites.core.cases import Selection, UsageError
 from suites.core.options import number
-from suites.core.plan import Plan, make_plan
+from suites.core.plan import Plan, build_libraries, make_plan
 from suites.core.processes import Server, Worker
 from suites.core.revisions import WORKING_TREE, Revision
 from suites.core.schedule import Outcome, Roofs, Taker, measured_record
@@ -168,32 +168,38 @@ class Request:
         return {name: suite for name, suite in suites().items() if name in self.selection.suites}
 
 
-def plan_sides(
-    revisions: Sequence[Revision], request: Request, session: Session, say: Callable[[str], None] | None
-) -> tuple[Side, Side]:
-    """Reads the declarations of both revisions and builds what their cases need, in workers that import theirs.
+def plan_sides(revisions: Sequence[Revision], request: Request, session: Session) -> tuple[Side, Side]:
+    """Reads the declarations of both revisions, in workers that import theirs.
 
     Raises:
         UsageError: if an op file of a revision cannot be read, or it knows nothing of what is asked for.
     """
     base, new = (
-        _plan_side(name, revision, request, session, say) for name, revision in zip((BASE, NEW), revisions, strict=True)
+        Side(name, revision, _plan(revision, request, session))
+        for name, revision in zip((BASE, NEW), revisions, strict=True)
     )
     return base, new
 
 
-def _plan_side(
-    name: str, revision: Revision, request: Request, session: Session, say: Callable[[str], None] | None
-) -> Side:
+def _plan(revision: Revision, request: Request, session: Session) -> Plan:
     server = session.start(revision.tree)
     try:
-        plan = make_plan(replace(request.selection), request.suites, server, say)
+        plan = make_plan(replace(request.selection), request.suites, server)
     except UsageError as error:
         raise UsageError(f"{error} (in {revision.label})") from None
-    session.stop(server)
+    finally:
+        session.stop(server)
     if plan.broken:
         raise UsageError(f"revision: {revision.label}: {plan.broken[0].reason}")
-    return Side(name, revision, plan)
+    return plan
+
+
+def build_sides(sides: tuple[Side, Side], cases: list[str], session: Session, say: Callable[[str], None]) -> None:
+    """Builds what the cases need in both revisions, each once."""
+    for side in sides:
+        server = session.start(side.revision.tree)
+        build_libraries(server, side.plan.declared, [side.cases[case] for case in cases], False, say)
+        session.stop(server)
 
 
 def fits(case: str, pattern: str) -> bool:

@@ -122,7 +122,8 @@ class Calibration:
     def _pairs(self, delay: float) -> Trial:
         request, same = self.request.comparison, Revision("", "", self.tree)
         with Session(request.suites.values()) as session:
-            base, new = ab.plan_sides((same, same), request, session, self.say)
+            base, new = ab.plan_sides((same, same), request, session)
+            ab.build_sides((base, new), list(base.cases), session, self.say)
             new.slowdown = delay
             pairs = ab.Pairs(request.selection, session, (base, new), "calibrate", time.monotonic())
             matched = ab.Matched(measured=[case for case in base.cases if case in new.cases])

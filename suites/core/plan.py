@@ -150,7 +150,8 @@ def make_plan(
     declared, broken = declare(server, selection.op_files)
     _refuse_unknown_axes(selection, declared.values())
     cases = expand(selection, suites.values(), declared, cores())
-    failed = [] if say is None else _build(server, suites, declared, cases, say)
+    roofs = any(suite.timed for suite in suites.values())
+    failed = [] if say is None else build_libraries(server, declared, cases, roofs, say)
     return Plan(
         selection,
         suites,
@@ -187,16 +188,16 @@ def declare(server: Server, further: Iterable[str]) -> tuple[dict[str, Declarati
     return declared, broken
 
 
-def _build(
+def build_libraries(
     server: Server,
-    suites: Mapping[str, Suite],
     declared: Mapping[str, Declaration],
-    cases: list[Case],
+    cases: Iterable[Case],
+    roofs: bool,
     say: Callable[[str], None],
 ) -> list[str]:
-    """Builds what the cases need, before anything is timed; returns what could not be built."""
+    """Builds what the cases need, and the roofs if asked for, before anything is timed; returns what cannot be built."""
     wanted = {declared[case.op].libraries.get(case.impl, "") for case in cases} - {""}
-    if any(suite.timed for suite in suites.values()):
+    if roofs:
         wanted.add("roofs")
     if not wanted:
         return []
