@@ -195,7 +195,7 @@ def build_libraries(
     roofs: bool,
     say: Callable[[str], None],
 ) -> list[str]:
-    """Builds what the cases need, and the roofs if asked for, before anything is timed; returns what cannot be built."""
+    """Builds what the cases need, and the roofs if asked for, before anything is timed; tells what cannot be built."""
     wanted = {declared[case.op].libraries.get(case.impl, "") for case in cases} - {""}
     if roofs:
         wanted.add("roofs")
