@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .. import Run
+
 
 @dataclass
 class Growth:
@@ -35,3 +37,8 @@ class Growth:
     expected: float | None = None
     points: int = 0
     left_out: list[str] = field(default_factory=list)
+
+
+def growths(run: Run) -> list[Growth]:
+    """How each op's costs grow, as far as the run tells; nothing yet."""
+    return []
