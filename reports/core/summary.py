@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .. import FAILURES, STATUSES, Metric, Record, Run
 from .arrange import BASELINES, PLACE_AXES, Arrangement, Pivot, Place, Series, View, place_text
+from .claims.judge import judge, verdict_counts
 from .ratios import divided
 from .units import Scale, bounds, digits, quantity, with_bounds
 
@@ -114,6 +115,7 @@ def terminal_summary(run: Run) -> str:
         lines += [f"  {record.case}  {_status(record)}: {record.reason}" for record in failed[:_MOST_NAMED]]
         lines += [f"  and {len(failed) - _MOST_NAMED} more"] if len(failed) > _MOST_NAMED else []
         lines.append("")
+    lines.append(f"claims of the poster: {verdict_counts(judge(run))}")
     lines.append(f"{len(run.records)} cases: {counts(run)}" if run.records else "no case was recorded")
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ class Finding:
         low, high: its 95 % bounds, where it is an estimate.
         basis: what it rests on: impls, batch, shapes.
         reason: why, where the verdict alone does not say it.
+        undecided: it was tested, but the bounds lie on both sides; the verdict is `not_testable`.
     """
 
     verdict: str
@@ -32,6 +33,7 @@ class Finding:
     high: float | None = None
     basis: str = ""
     reason: str = ""
+    undecided: bool = False
 
 
 #: Holds one kind of claim against the records.

@@ -126,7 +126,7 @@ class Evidence:
         """Why there is no such number, as far as the run tells."""
         sizes = list(sizes)
         found = (f"{op}: {told}" for op in ops for size in sizes if (told := self._absent.get((metric, op, size))))
-        return "; ".join(dict.fromkeys(found)) or f"this run has no {metric} of {' and '.join(ops)} there"
+        return "; ".join(dict.fromkeys(found)) or f"this run has no {metric} to tell it from"
 
     def _index(self, record: Record) -> None:
         if record.status == "ok":

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ... import Run
-from . import VERDICTS, Claim, Finding
+from . import NOT_TESTABLE, VERDICTS, Claim, Finding
 from .evidence import Evidence
 from .poster import claims
 
@@ -17,6 +17,11 @@ class Judgement(NamedTuple):
 
     claim: Claim
     finding: Finding
+
+    @property
+    def tested(self) -> bool:
+        """Whether the run has the evidence, be it decisive or not."""
+        return self.finding.verdict != NOT_TESTABLE or self.finding.undecided
 
     @property
     def why(self) -> str:

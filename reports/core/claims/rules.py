@@ -60,7 +60,7 @@ class Order:
             return _found(EXCEEDED if self.conceded else NOT_REPRODUCED, ratios[worst], basis, _roofs(over, under))
         if against[worst] < 0:
             return _found(REPRODUCED, ratios[worst], basis)
-        return _found(NOT_TESTABLE, ratios[worst], basis, "undecided: the intervals overlap")
+        return _found(NOT_TESTABLE, ratios[worst], basis, "undecided: the intervals overlap", undecided=True)
 
     @property
     def _sign(self) -> int:
@@ -98,7 +98,7 @@ class Figure:
         if len(published) == len(ops):
             ours, basis = self._ours(published)
             verdict, reason = self._held(_bounds(ours, published[0]))
-            return _found(verdict, ours, basis, reason)
+            return _found(verdict, ours, basis, reason, undecided=verdict == NOT_TESTABLE)
         values: Sequence[Value] = evidence.pair("latency_wall", self.over, self.under, self.size) or ()
         if not self.under:
             values = list(filter(None, [evidence.value("latency_wall", self.over, self.size)]))
@@ -145,8 +145,7 @@ class Count:
         found = next(filter(self._matches, evidence.records("networks", self.backbone)), None)
         metric = found.metric(self.metric) if found else None
         if found is None or metric is None or metric.value is None:
-            why = f"this run has no {self.metric} of {self.backbone} with {self.variant}, from the suite networks"
-            return Finding(NOT_TESTABLE, reason=why)
+            return Finding(NOT_TESTABLE, reason="this run has no such network, from the suite networks")
         samples = int(found.axes.get("batch", 1)) if self.metric == "macs" else 1
         ours = Decimal(int(metric.value)) / self.unit / samples
         half = Decimal(1).scaleb(int(self.published.as_tuple().exponent)) / 2
@@ -172,7 +171,7 @@ class Nothing:
         metrics = [m for record in evidence.records(self.suite, self.op) if (m := record.metric(self.metric))]
         values = [metric.value for metric in metrics if metric.value is not None]
         if not values:
-            return Finding(NOT_TESTABLE, reason=f"this run has no {self.metric} of {self.op}")
+            return Finding(NOT_TESTABLE, reason=evidence.why_absent(self.metric, [self.op], []))
         return Finding(NOT_REPRODUCED if any(values) else REPRODUCED, max(values), basis=f"{len(values)} shapes")
 
 
@@ -186,8 +185,8 @@ class Cited:
         return Finding(NOT_TESTABLE, reason=self.reason)
 
 
-def _found(verdict: str, ours: Metric, basis: Sequence[str], reason: str = "") -> Finding:
-    return Finding(verdict, ours.value, ours.low, ours.high, ", ".join(basis), reason)
+def _found(verdict: str, ours: Metric, basis: Sequence[str], reason: str = "", undecided: bool = False) -> Finding:
+    return Finding(verdict, ours.value, ours.low, ours.high, ", ".join(basis), reason, undecided)
 
 
 def _bounds(ratio: Metric, over: Value) -> tuple[float, float]:

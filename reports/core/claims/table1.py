@@ -102,8 +102,7 @@ class Grows:
     def __call__(self, evidence: Evidence) -> Finding:
         growth = evidence.growth(self.op, self.quantity, self.along)
         if growth is None:
-            why = f"this run does not tell how {self.quantity} of {self.op} grows with {self.along}"
-            return Finding(NOT_TESTABLE, reason=why)
+            return Finding(NOT_TESTABLE, reason=f"this run does not tell how {self.quantity} grows")
         return self._exact(growth) if growth.residual is not None else _slope(growth)
 
     def _exact(self, growth: Growth) -> Finding:
@@ -132,16 +131,15 @@ def _slope(growth: Growth) -> Finding:
     slope, low, high, expected = growth.slope, growth.low, growth.high, growth.expected
     if slope is None or low is None or high is None or expected is None:
         return Finding(NOT_TESTABLE, slope, basis=basis, reason="; ".join(growth.left_out) or "no exponent with bounds")
-    if low > expected + SLOPE_TOLERANCE:
-        verdict = NOT_REPRODUCED
-    elif high < expected - SLOPE_TOLERANCE:
-        verdict = EXCEEDED
-    else:
-        verdict = REPRODUCED if high - low <= SLOPE_WIDTH else NOT_TESTABLE
     reason = f"the closed form's exponent over the same shapes is {expected:.2f}"
-    if verdict == NOT_TESTABLE:
-        reason = f"undecided: the interval is wider than {SLOPE_WIDTH:g}; {reason}"
-    return Finding(verdict, slope, low, high, basis, reason)
+    if low > expected + SLOPE_TOLERANCE:
+        return Finding(NOT_REPRODUCED, slope, low, high, basis, reason)
+    if high < expected - SLOPE_TOLERANCE:
+        return Finding(EXCEEDED, slope, low, high, basis, reason)
+    if high - low <= SLOPE_WIDTH:
+        return Finding(REPRODUCED, slope, low, high, basis, reason)
+    reason = f"undecided: the interval is wider than {SLOPE_WIDTH:g}; {reason}"
+    return Finding(NOT_TESTABLE, slope, low, high, basis, reason, undecided=True)
 
 
 def _occurring(growth: Growth) -> list[Monomial]:
