@@ -607,11 +607,16 @@ def test_about_the_same_memory_is_less_than_twice(id: str, under: str) -> None:
         assert finding_of(id, made).verdict == verdict
 
 
-def test_memory_by_formula_counts_where_a_case_does_not_fit() -> None:
+@pytest.mark.parametrize("status", ["does_not_fit", "skipped"])
+def test_the_closed_form_stands_for_memory_that_was_not_measured(status: str) -> None:
     made = [exact("memory", "peak_memory", "dyfilter_dw", 10)]
-    made += [exact("memory", "peak_memory", "dyfilter", 99, status="does_not_fit", reason="needs 118 GB")]
-    assert finding_of("figure-memory-dyfilter_dw-dyfilter", made).verdict == REPRODUCED
+    made += [exact("memory", "peak_memory_formula", "dyfilter", 99, status=status, reason="needs 118 GB")]
+    found = finding_of("figure-memory-dyfilter_dw-dyfilter", made)
+    assert (found.verdict, found.ours) == (REPRODUCED, pytest.approx(10 / 99))
+    assert found.basis == "dyfilter_dw/torch over dyfilter by closed form, batch 1"
     made[1].status = "failed"
+    assert finding_of("figure-memory-dyfilter_dw-dyfilter", made).reason == "dyfilter: failed: needs 118 GB"
+    made[1].status = "ok"
     assert finding_of("figure-memory-dyfilter_dw-dyfilter", made).verdict == NOT_TESTABLE
 
 

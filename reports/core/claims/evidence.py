@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ... import Metric, Record, Run
+from ... import RESULTS, Metric, Record, Run
 from ..arrange import resolution
 from ..growth import Growth, growths
-from ..tables import metric_status
 
 #: The suite that a metric is taken from.
 SUITES = {
@@ -18,6 +17,8 @@ SUITES = {
     "peak_memory": "memory",
     "filter_memory": "memory",
 }
+#: What stands for a metric where a case was not measured: a closed form, which tells no more than the metric would.
+FORMULAS = {"peak_memory_formula": "peak_memory"}
 #: How the authors measured (their timing script); an axis that does not apply to an op is absent from its records.
 POSTER_AXES = {
     "channels": 256,
@@ -53,6 +54,8 @@ class Value(NamedTuple):
         """The op, with its impl where it matters: parameters and MACs are the op's."""
         if self.metric.name in ("params", "macs"):
             return self.record.op
+        if self.metric.name in FORMULAS:
+            return f"{self.record.op} by closed form"
         return f"{self.record.op}/{self.record.impl}"
 
 
@@ -118,9 +121,9 @@ class Evidence:
         return value if value and value.record.device == "cuda" and self.preset == "paper" else None
 
     def growth(self, op: str, quantity: str, along: str) -> Growth | None:
-        """How a quantity of the op grows: an exact fit before any other, then the fastest impl's."""
+        """How a quantity of the op grows: the fastest impl's, and of several fits an exact one."""
         found = [growth for growth in self._growths.get((op, quantity, along), []) if growth.impl != "compiled"]
-        return min(found, key=lambda g: (g.residual != 0, g.impl != self._fastest.get(op)), default=None)
+        return min(found, key=lambda g: (g.impl != self._fastest.get(op), g.residual != 0), default=None)
 
     def why_absent(self, metric: str, ops: Iterable[str], sizes: Iterable[int | None]) -> str:
         """Why there is no such number, as far as the run tells."""
@@ -136,19 +139,14 @@ class Evidence:
             return
         spot = _spot(record)
         for metric in record.metrics:
-            # a case that does not fit may still have what its closed form says
-            if SUITES.get(metric.name) == record.suite and record.status in ("ok", "does_not_fit"):
-                key = (metric.name, record.op, size)
-                if metric.value is None:
-                    self._absent.setdefault(key, ": ".join(filter(None, metric_status(record, metric))))
-                else:
-                    by_impl = self._values.setdefault(key, {}).setdefault(spot, {})
-                    by_impl.setdefault(record.impl, Value(record, metric))
+            name = metric.name if record.status == "ok" else FORMULAS.get(metric.name, "")
+            if SUITES.get(name) == record.suite and record.status in RESULTS and metric.value is not None:
+                by_impl = self._values.setdefault((name, record.op, size), {}).setdefault(spot, {})
+                by_impl.setdefault(record.impl, Value(record, metric))
         if record.status != "ok":
-            for metric_name, suite in SUITES.items():
-                if suite == record.suite:
-                    why = ": ".join(filter(None, (record.status.replace("_", " "), record.reason)))
-                    self._absent.setdefault((metric_name, record.op, size), why)
+            why = ": ".join(filter(None, (record.status.replace("_", " "), record.reason)))
+            for name in (name for name, suite in SUITES.items() if suite == record.suite):
+                self._absent.setdefault((name, record.op, size), why)
 
     def _fastest_impls(self) -> dict[str, str]:
         """By op; at the largest resolution with a latency."""
