@@ -150,7 +150,7 @@ def test_every_figure_is_a_claim_with_its_figure() -> None:
     assert Counter("-".join(id.split("-")[:2]) for id in published if id not in expected) == {
         "table1-params": 4,
         "table1-time": 2 * 4,
-        "table1-space": 2 + 2 * 2,
+        "table1-space": 2 + 2 * 4,
         "table2-order": 2 * 6,
         "table2-ratio": 3 * 6,
         "figure-memory": 3,
@@ -326,51 +326,56 @@ def grown(monkeypatch: pytest.MonkeyPatch, id: str, *made: Growth) -> Finding:
     return finding_of(id, [])
 
 
-def fit(op: str, quantity: str, terms: str, residual: float = 0.0, coefficients: tuple[float, ...] = ()) -> Growth:
-    return Growth(op, "native", "cpu", quantity, "n,c,k", terms, list(coefficients), residual, points=36)
+def fit(op: str, quantity: str, claimed: str, further: str = "", without: int | None = None) -> Growth:
+    """An exact fit of the claimed terms, and of further ones if they do not suffice; one may have no weight."""
+    made = Growth(op, "native", "cpu", quantity, "n,c,k", claimed, points=36, suite="complexity", further=further)
+    known, more = ([text for text in terms.split(" + ") if text not in ("", "0")] for terms in (claimed, further))
+    weights = [0.0 if i == without else 1.5 for i in range(len(known + more))]
+    made.coefficients, made.residual = weights[: len(known)], 8.0 if further else 0.0
+    made.all_coefficients, made.all_residual = weights, 0.0
+    return made
 
 
 @pytest.mark.parametrize(
-    ("id", "quantity", "terms", "verdict", "told"),
+    ("id", "quantity", "fitted", "verdict", "told"),
     [
-        ("time-conv-macs", "macs", "n c^2 k^2", REPRODUCED, "exact"),
-        ("time-conv-macs", "macs", "n c^2 k^2 + n c", REPRODUCED, "n c beside the claimed terms, of no higher order"),
-        ("time-conv-macs", "macs", "n c^3 k^2", NOT_REPRODUCED, "n c^3 k^2"),
-        ("time-conv-macs", "macs", "n c k^2", EXCEEDED, "n c^2 k^2"),
-        ("time-ddf-macs", "macs", "2 n c k^2 + sigma c^2 k^2 + sigma c^2", REPRODUCED, "with c^2 beside"),
-        ("time-ddf-macs", "macs", "n c k^2 + n c^2", NOT_REPRODUCED, "n c^2"),
-        ("time-ddf-macs", "macs", "n c k^2", EXCEEDED, "does not grow with c^2 k^2"),
-        ("space-dyfilter-filters", "filter_memory", "n c^2 k^2", REPRODUCED, "exact"),
-        ("space-dyfilter-filters", "filter_memory", "n c k^2", EXCEEDED, "n c^2 k^2"),
-        ("space-ddf-filters", "filter_memory", "n k^2 + c k^2", REPRODUCED, "exact"),
-        ("space-ddf-filters", "filter_memory", "(n + c) k^2", REPRODUCED, "exact"),
-        ("space-ddf-filters", "filter_memory", "n c k^2", NOT_REPRODUCED, "n c k^2"),
-        ("space-ddf-filters", "filter_memory", "n k^2 + c k^2 + n c", NOT_REPRODUCED, "n c"),
-        ("space-ddf-peak", "peak_memory", "n k^2 + c k^2 + n c", REPRODUCED, "exact"),
-        ("space-ddf-peak", "peak_memory", "n k^2 + c k^2 + n c k^2", NOT_REPRODUCED, "n c k^2"),
-        ("space-dyfilter-peak", "peak_memory", "n c^2 k^2 + n c", REPRODUCED, "exact"),
+        ("time-conv-macs", "macs", ("n c^2 k^2",), REPRODUCED, "exact"),
+        (
+            "time-conv-macs",
+            "macs",
+            ("n c^2 k^2", "n c"),
+            REPRODUCED,
+            "n c beside the claimed terms, of no higher order",
+        ),
+        ("time-conv-macs", "macs", ("n c^2 k^2", "n c^3"), NOT_REPRODUCED, "n c^3 too"),
+        ("time-conv-macs", "macs", ("n c k^2",), EXCEEDED, "does not grow with n c^2 k^2"),
+        ("time-ddf-macs", "macs", ("n c k^2 + c^2 k^2",), REPRODUCED, "exact"),
+        ("time-ddf-macs", "macs", ("n c k^2 + c^2 k^2", "c^2"), REPRODUCED, "with c^2 beside"),
+        ("time-ddf-macs", "macs", ("n c k^2 + c^2 k^2", "n c^2 + c"), NOT_REPRODUCED, "grows with n c^2 too"),
+        ("time-ddf-macs", "macs", ("n c k^2 + c^2 k^2", "", 1), EXCEEDED, "does not grow with c^2 k^2"),
+        ("time-ddf-macs", "macs", ("n c k^2 + c^2 k^2", "n c^3 + c^2", 2), REPRODUCED, "with c^2 beside"),
+        ("space-dyfilter-filters", "filter_memory", ("n c^2 k^2",), REPRODUCED, "exact"),
+        ("space-dyfilter-filters", "filter_memory", ("n c k^2",), EXCEEDED, "n c^2 k^2"),
+        ("space-ddf-filters", "filter_memory", ("n k^2 + c k^2",), REPRODUCED, "exact"),
+        ("space-ddf-filters", "filter_memory", ("n c k^2",), NOT_REPRODUCED, "n c k^2"),
+        ("space-ddf-filters", "filter_memory", ("n k^2 + c k^2", "n c"), NOT_REPRODUCED, "n c"),
+        ("space-ddf-filters", "filter_memory", ("0",), EXCEEDED, "n k^2 and c k^2"),
+        ("space-ddf-filters", "filter_memory", ("0", "c k^2"), EXCEEDED, "does not grow with n k^2"),
     ],
 )
 def test_exact_fits(
-    monkeypatch: pytest.MonkeyPatch, id: str, quantity: str, terms: str, verdict: str, told: str
+    monkeypatch: pytest.MonkeyPatch, id: str, quantity: str, fitted: tuple[Any, ...], verdict: str, told: str
 ) -> None:
-    found = grown(monkeypatch, f"table1-{id}", fit(id.split("-")[1], quantity, terms))
+    found = grown(monkeypatch, f"table1-{id}", fit(id.split("-")[1], quantity, *fitted))
     assert found.verdict == verdict
     assert told in found.reason
 
 
 def test_a_fit_with_a_residual_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = grown(monkeypatch, "table1-time-conv-macs", fit("conv", "macs", "n c^2 k^2", residual=1.0))
+    made = fit("conv", "macs", "n c^2 k^2")
+    made.residual = made.all_residual = 1.0
+    found = grown(monkeypatch, "table1-time-conv-macs", made)
     assert (found.verdict, found.reason) == (NOT_REPRODUCED, "n c^2 k^2 does not fit: off by up to 1.00")
-    both = [fit("conv", "macs", "n c^2 k^2", residual=1.0), fit("conv", "macs", "n c^2 k^2 + c^3")]
-    assert "c^3" in grown(monkeypatch, "table1-time-conv-macs", *both).reason
-
-
-def test_terms_without_weight_do_not_occur(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = fit("ddf", "macs", "n c k^2 + c^2 k^2 + c^3", coefficients=(2, 0.2, 0))
-    assert grown(monkeypatch, "table1-time-ddf-macs", made).verdict == REPRODUCED
-    made = fit("ddf", "macs", "n c k^2 + c^2 k^2", coefficients=(2, 0))
-    assert grown(monkeypatch, "table1-time-ddf-macs", made).verdict == EXCEEDED
 
 
 @pytest.mark.parametrize(
@@ -387,26 +392,47 @@ def test_terms_without_weight_do_not_occur(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 @pytest.mark.parametrize("along", ["n", "c", "k"])
-def test_exponents(monkeypatch: pytest.MonkeyPatch, along: str, low: float, high: float, verdict: str) -> None:
-    made = Growth("ddf", "native", "cpu", "latency_wall", along, "n c k^2", slope=1.0, low=low, high=high, expected=1.0)
-    found = grown(monkeypatch, f"table1-time-ddf-latency-{along}", made)
+@pytest.mark.parametrize(
+    ("id", "quantity"),
+    [
+        ("time-conv-latency", "latency_wall"),
+        ("time-ddf-latency", "latency_device"),
+        ("space-ddf-peak", "peak_memory"),
+        ("space-dyfilter-peak", "peak_memory"),
+    ],
+)
+def test_exponents(
+    monkeypatch: pytest.MonkeyPatch, id: str, quantity: str, along: str, low: float, high: float, verdict: str
+) -> None:
+    made = sloped(id.split("-")[1], "native", quantity, along, slope=1.0, low=low, high=high, expected=1.0)
+    found = grown(monkeypatch, f"table1-{id}-{along}", made)
     assert (found.verdict, found.low, found.high) == (verdict, low, high)
     assert "exponent over the same shapes is 1.00" in found.reason
     assert found.undecided == (verdict == NOT_TESTABLE)
 
 
-def test_exponents_need_bounds_and_the_fastest_impl_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of(impl: str, **values: Any) -> Growth:
-        return Growth("conv", impl, "cpu", "latency_wall", "n", "n", **values)
+def sloped(op: str, impl: str, quantity: str, along: str, **values: Any) -> Growth:
+    return Growth(op, impl, "cpu", quantity, along, "", suite="complexity", **values)
 
-    lone = of("torch", left_out=["7: launch-bound"])
+
+def test_an_exponent_needs_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    lone = sloped("conv", "torch", "latency_wall", "n", left_out=["n=49: overhead"])
     found = grown(monkeypatch, "table1-time-conv-latency-n", lone)
-    assert (found.verdict, found.reason) == (NOT_TESTABLE, "7: launch-bound")
+    assert (found.verdict, found.reason) == (NOT_TESTABLE, "n=49: overhead")
+
+
+def test_growth_is_that_of_the_fastest_impl_and_of_the_device_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = {"slope": 1.0, "low": 0.9, "high": 1.1, "expected": 1.0}
-    monkeypatch.setattr(evidence, "growths", lambda run: [of(impl, **bounds) for impl in ("compiled", "aten", "torch")])
+    made = [sloped("conv", impl, "latency_wall", "n", **bounds) for impl in ("compiled", "aten", "torch")]
+    monkeypatch.setattr(evidence, "growths", lambda run: made)
     records = [timed("conv", "compiled", 7, 1), timed("conv", "aten", 7, 3), timed("conv", "torch", 7, 2)]
     assert finding_of("table1-time-conv-latency-n", records).basis.startswith("conv/torch")
     assert finding_of("table1-time-conv-latency-n", []).basis.startswith("conv/aten")
+    made.append(sloped("conv", "aten", "latency_device", "n", **bounds | {"slope": 1.05}))
+    assert finding_of("table1-time-conv-latency-n", records).ours == 1.05
+    for growth in made:
+        growth.suite = "latency"
+    assert finding_of("table1-time-conv-latency-n", records).ours is None
 
 
 @pytest.mark.parametrize("op", ["conv", "dwconv"])

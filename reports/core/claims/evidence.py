@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ... import RESULTS, Metric, Record, Run
@@ -86,9 +86,7 @@ class Evidence:
         for record in run.records:
             self._index(record)
         self._fastest = self._fastest_impls()
-        self._growths: dict[tuple[str, str, str], list[Growth]] = {}
-        for growth in growths(run):
-            self._growths.setdefault((growth.op, growth.quantity, growth.along), []).append(growth)
+        self._growths = [g for g in growths(run) if g.suite == "complexity" and g.impl != "compiled"]
 
     @property
     def preset(self) -> str:
@@ -120,10 +118,11 @@ class Evidence:
         value = spots[at_batch].get(POSTER_IMPLS[op]) if at_batch else None
         return value if value and value.record.device == "cuda" and self.preset == "paper" else None
 
-    def growth(self, op: str, quantity: str, along: str) -> Growth | None:
-        """How a quantity of the op grows: the fastest impl's, and of several fits an exact one."""
-        found = [growth for growth in self._growths.get((op, quantity, along), []) if growth.impl != "compiled"]
-        return min(found, key=lambda g: (g.impl != self._fastest.get(op), g.residual != 0), default=None)
+    def growth(self, op: str, quantities: Sequence[str], along: str) -> Growth | None:
+        """How a cost of the op grows, from the suite `complexity`: the first quantity there is, of the fastest impl."""
+        found = [g for g in self._growths if g.op == op and g.along == along and g.quantity in quantities]
+        best = self._fastest.get(op)
+        return min(found, key=lambda g: (quantities.index(g.quantity), g.impl != best), default=None)
 
     def why_absent(self, metric: str, ops: Iterable[str], sizes: Iterable[int | None]) -> str:
         """Why there is no such number, as far as the run tells."""

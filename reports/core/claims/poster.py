@@ -69,17 +69,24 @@ def _costs(op: str, column: str, cell: str) -> Iterator[tuple[str, str, str, Rul
     if column == "params":
         yield op, "has so many parameters", "params", Parameters(op, cell)
     elif column == "time":
-        yield f"{op}-macs", "takes so many MACs", "complexity", Grows("macs", op, "n,c,k", cell)
+        yield f"{op}-macs", "takes so many MACs", "complexity", Grows(("macs",), op, "n,c,k", cell)
         for along in ("n", "c", "k"):
-            rule = Grows("latency_wall", op, along, cell)
+            rule = Grows(("latency_device", "latency_wall"), op, along, cell)
             yield f"{op}-latency-{along}", f"takes time that grows so with {along}", "complexity", rule
     elif cell == "-":
         yield f"{op}-filters", "generates no filters", "memory", Nothing("filter_memory", "memory", op)
     else:
-        filters = Grows("filter_memory", op, "n,c,k", cell)
+        filters = Grows(("filter_memory",), op, "n,c,k", cell)
         yield f"{op}-filters", "generates filters of so many bytes", "complexity", filters
-        peak = Grows("peak_memory", op, "n,c,k", cell, granted="n c")
-        yield f"{op}-peak", "needs so many bytes beside its output", "complexity", peak
+        for along in ("n", "c", "k"):
+            # held against the closed form of filters and output, as no filter does without its output
+            rule = Grows(("peak_memory",), op, along, cell)
+            yield (
+                f"{op}-peak-{along}",
+                f"takes memory, beside its output, that grows so with {along}",
+                "complexity",
+                rule,
+            )
 
 
 def _table2() -> Iterator[Claim]:

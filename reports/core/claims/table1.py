@@ -88,31 +88,29 @@ class Grows:
     `exceeded`.
 
     Args:
-        claimed: as printed, `O(n c k^2 + c^2 k^2)`.
+        quantities: of these, the first that the run has.
         along: `n,c,k` for an exact fit, or one of them.
-        granted: a term that does not count, as it is the output's, which no filter avoids.
+        claimed: as printed, `O(n c k^2 + c^2 k^2)`.
     """
 
-    quantity: str
+    quantities: tuple[str, ...]
     op: str
     along: str
     claimed: str
-    granted: str = ""
 
     def __call__(self, evidence: Evidence) -> Finding:
-        growth = evidence.growth(self.op, self.quantity, self.along)
+        growth = evidence.growth(self.op, self.quantities, self.along)
         if growth is None:
-            return Finding(NOT_TESTABLE, reason=f"this run does not tell how {self.quantity} grows")
-        return self._exact(growth) if growth.residual is not None else _slope(growth)
+            return Finding(NOT_TESTABLE, reason=f"this run does not tell how {' or '.join(self.quantities)} grows")
+        return _slope(growth) if growth.residual is None else self._exact(growth)
 
     def _exact(self, growth: Growth) -> Finding:
         basis = f"{growth.op}/{growth.impl}, {growth.points} shapes"
-        if growth.residual:
+        if growth.residual and growth.all_residual != 0:
             reason = f"{growth.terms} does not fit: off by up to {digits(growth.residual)}"
             return Finding(NOT_REPRODUCED, basis=basis, reason=reason)
-        claimed, granted = parse(self.claimed.removeprefix("O")), parse(self.granted) if self.granted else {}
-        found = _occurring(growth)
-        extra = [term for term in found if term not in claimed and term not in granted]
+        claimed, found = parse(self.claimed.removeprefix("O")), _occurring(growth)
+        extra = [term for term in found if term not in claimed]
         higher = [term for term in extra if not bounded(term, claimed)]
         if higher:
             reason = f"grows with {_listed(higher)} too, which is of higher order"
@@ -143,14 +141,12 @@ def _slope(growth: Growth) -> Finding:
 
 
 def _occurring(growth: Growth) -> list[Monomial]:
-    """The terms of an exact fit whose coefficients are not 0, as far as they vary with n, c and k."""
-    written = terms(growth.terms)
-    kept = [t for t, by in zip(written, growth.coefficients or [1.0] * len(written), strict=True) if by]
-    return list(dict.fromkeys(_varying(powers) for term in kept for powers in term))
-
-
-def _varying(powers: Monomial) -> Monomial:
-    return tuple((name, power) for name, power in powers if name in ("n", "c", "k"))
+    """The terms of an exact fit whose coefficients are not 0."""
+    alone = growth.residual == 0
+    texts = [growth.terms] if alone else [growth.terms, growth.further]
+    written = [term for text in texts if text not in ("", "0") for term in terms(text)]
+    weights = growth.coefficients if alone else growth.all_coefficients
+    return [powers for term, weight in zip(written, weights, strict=True) if weight for powers in term]
 
 
 def _listed(powers: Sequence[Monomial]) -> str:
