@@ -418,7 +418,8 @@ def sloped(op: str, impl: str, quantity: str, along: str, **values: Any) -> Grow
 def test_an_exponent_needs_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     lone = sloped("conv", "torch", "latency_wall", "n", left_out=["n=49: overhead"])
     found = grown(monkeypatch, "table1-time-conv-latency-n", lone)
-    assert (found.verdict, found.reason) == (NOT_TESTABLE, "n=49: overhead")
+    assert (found.verdict, found.reason) == (NOT_TESTABLE, "too few shapes are left to tell an exponent")
+    assert found.basis == "conv/torch, 0 shapes, left out n=49: overhead"
 
 
 def test_growth_is_that_of_the_fastest_impl_and_of_the_device_clock(monkeypatch: pytest.MonkeyPatch) -> None:

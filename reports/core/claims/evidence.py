@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from ... import RESULTS, Metric, Record, Run
@@ -125,10 +126,12 @@ class Evidence:
         return min(found, key=lambda g: (quantities.index(g.quantity), g.impl != best), default=None)
 
     def why_absent(self, metric: str, ops: Iterable[str], sizes: Iterable[int | None]) -> str:
-        """Why there is no such number, as far as the run tells."""
-        sizes = list(sizes)
-        found = (f"{op}: {told}" for op in ops for size in sizes if (told := self._absent.get((metric, op, size))))
-        return "; ".join(dict.fromkeys(found)) or f"this run has no {metric} to tell it from"
+        """Why there is no such number, as far as the run tells: for each op the first reason."""
+        first: dict[str, str] = {}
+        for op, size in product(ops, sizes):
+            if why := self._absent.get((metric, op, size)):
+                first.setdefault(op, f"{op}: {why}")
+        return "; ".join(first.values()) or f"this run has no {metric} to tell it from"
 
     def _index(self, record: Record) -> None:
         if record.status == "ok":

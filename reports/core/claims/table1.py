@@ -106,8 +106,8 @@ class Grows:
 
     def _exact(self, growth: Growth) -> Finding:
         basis = f"{growth.op}/{growth.impl}, {growth.points} shapes"
-        if growth.residual and growth.all_residual != 0:
-            reason = f"{growth.terms} does not fit: off by up to {digits(growth.residual)}"
+        if growth.all_residual:
+            reason = f"{growth.terms} does not fit: off by up to {digits(growth.residual or 0.0)}"
             return Finding(NOT_REPRODUCED, basis=basis, reason=reason)
         claimed, found = parse(self.claimed.removeprefix("O")), _occurring(growth)
         extra = [term for term in found if term not in claimed]
@@ -125,10 +125,10 @@ class Grows:
 def _slope(growth: Growth) -> Finding:
     """A measured exponent held against the closed form's."""
     basis = f"{growth.op}/{growth.impl}, {growth.points} shapes"
-    basis += f", {len(growth.left_out)} left out" if growth.left_out else ""
+    basis += f", left out {'; '.join(growth.left_out)}" if growth.left_out else ""
     slope, low, high, expected = growth.slope, growth.low, growth.high, growth.expected
     if slope is None or low is None or high is None or expected is None:
-        return Finding(NOT_TESTABLE, slope, basis=basis, reason="; ".join(growth.left_out) or "no exponent with bounds")
+        return Finding(NOT_TESTABLE, slope, basis=basis, reason="too few shapes are left to tell an exponent")
     reason = f"the closed form's exponent over the same shapes is {expected:.2f}"
     if low > expected + SLOPE_TOLERANCE:
         return Finding(NOT_REPRODUCED, slope, low, high, basis, reason)
@@ -142,11 +142,8 @@ def _slope(growth: Growth) -> Finding:
 
 def _occurring(growth: Growth) -> list[Monomial]:
     """The terms of an exact fit whose coefficients are not 0."""
-    alone = growth.residual == 0
-    texts = [growth.terms] if alone else [growth.terms, growth.further]
-    written = [term for text in texts if text not in ("", "0") for term in terms(text)]
-    weights = growth.coefficients if alone else growth.all_coefficients
-    return [powers for term, weight in zip(written, weights, strict=True) if weight for powers in term]
+    written = [term for text in (growth.terms, growth.further) if text not in ("", "0") for term in terms(text)]
+    return [powers for term, weight in zip(written, growth.all_coefficients, strict=True) if weight for powers in term]
 
 
 def _listed(powers: Sequence[Monomial]) -> str:
