@@ -30,7 +30,7 @@ OK, REGRESSION, USAGE, AMBIGUOUS, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 EPILOG = """\
 further commands, each with its own --help:
-  runner.py list ops|impls|suites|cases     what there is
+  runner.py list ops|impls|suites|cases|claims  what there is
   runner.py report RUN [RUN ...]            render records again, several runs side by side
   runner.py compare BASE NEW                a verdict for each metric of each case, and an exit code
 
@@ -273,13 +273,15 @@ def dry_run(selection: Selection) -> int:
 def list_command(arguments: Sequence[str]) -> int:
     """Prints what there is."""
     parser = Parser(prog="runner.py list", description="Prints what there is.", allow_abbrev=False)
-    parser.add_argument("what", choices=("ops", "impls", "suites", "cases"))
+    parser.add_argument("what", choices=("ops", "impls", "suites", "cases", "claims"))
     add_selection(parser)
     options = parser.parse_args(arguments)
     if options.what == "suites":
         for suite in suites().values():
             print(f"{suite.name:12} {'' if suite.default else '(on request) '}{suite.help}")
         return OK
+    if options.what == "claims":
+        return list_claims()
     selection = selection_of(options)
     from suites.core.plan import declare, make_plan
     from suites.core.session import Session
@@ -300,6 +302,15 @@ def list_command(arguments: Sequence[str]) -> int:
     for failure in broken:
         print(f"{failure.file}: {failure.status}: {failure.reason}", file=sys.stderr)
     return FAILED if broken else OK
+
+
+def list_claims() -> int:
+    """Prints every published claim and the command that tests it."""
+    from reports.core.claims.poster import claims
+
+    for claim in claims():
+        print(f"{claim.id:36} {claim.source:20} {claim.statement}  {claim.command or '(cited, never measured)'}")
+    return OK
 
 
 def report_command(arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from . import FAILURES, Record, Run
+from . import FAILURES, Metric, Record, Run
 from .core.arrange import (
     PLACE_AXES,
     Arrangement,
@@ -19,6 +19,8 @@ from .core.arrange import (
     device_names,
     place_text,
 )
+from .core.claims.judge import Judgement, judge, verdict_counts
+from .core.claims.poster import unclaimed
 from .core.markup import code, escape, table
 from .core.pictures import Picture, pictures
 from .core.summary import answers, counts, sentences
@@ -52,9 +54,12 @@ def _report(arranged: Arrangement, captions: dict[str, list[str]]) -> str:
     drawn, left_out = pictures(arranged)
     everything = [entry for entries in arranged.suites.values() for entry in entries]
     parts = [f"# {escape('ddfbench: ' + ', '.join(_name(run) for run in runs))}\n"]
-    for run, device in zip(runs, device_names(runs), strict=True):
+    judged = [(device, judge(run)) for run, device in zip(runs, device_names(runs), strict=True)]
+    for run, (device, held) in zip(runs, judged, strict=True):
         parts += _answers(run, device, arranged if len(runs) == 1 else Arrangement([run]))
+        parts.append(f"**Claims of the poster**: {verdict_counts(held)}.\n")
     parts += _environment(runs)
+    parts += _claims(judged)
     for suite in arranged.suites:
         parts += [f"## {escape(suite)}\n", *captions[suite]]
         parts += _section(arranged, suite, [picture for picture in drawn if picture.suite == suite])
@@ -84,6 +89,45 @@ def _answers(run: Run, device: str, arranged: Arrangement) -> list[str]:
     if parts:
         parts.append("In brackets stand 95 % bounds; those of a ratio take the bounds of both values at their worst.\n")
     return [*parts, f"{len(run.records)} cases: {counts(run)}.\n" if run.records else "No case was recorded.\n"]
+
+
+def _claims(judged: list[tuple[str, list[Judgement]]]) -> list[str]:
+    """The poster's claims by device: what was tested one by one, the others by what keeps them from it."""
+    parts = ["## Claims\n"]
+    for device, held in judged:
+        parts.append(f"{escape(device)}: {verdict_counts(held)}, of {len(held)} claims of the poster.\n")
+        tested = [judgement for judgement in held if judgement.tested]
+        for source in dict.fromkeys(judgement.claim.source for judgement in tested):
+            rows = [_held(judgement) for judgement in tested if judgement.claim.source == source]
+            title = escape(source[0].upper() + source[1:])
+            parts += [f"### {title}\n", table(["claim", "published", "ours", "verdict", "why"], rows)]
+        parts += _untested([judgement for judgement in held if not judgement.tested])
+    parts.append(
+        "Of an order the ratio is shown. [claims.csv](claims.csv) has every claim with our value and the command that "
+        f"tests it, docs/claims.md the rules. No claim is made of the {' and the '.join(unclaimed())}: these cells are "
+        "not the poster's own.\n"
+    )
+    return parts
+
+
+def _held(judgement: Judgement) -> list[str]:
+    claim, finding = judgement.claim, judgement.finding
+    unit = "" if claim.unit == "1" else claim.unit
+    ours = with_bounds(Metric(claim.kind, "", finding.ours, finding.low, finding.high))
+    published, ours = (f"{text} {unit}".rstrip() for text in (claim.published, ours))
+    return [claim.statement, published, ours, finding.verdict.replace("_", " "), judgement.why]
+
+
+def _untested(held: list[Judgement]) -> list[str]:
+    """How many claims of each kind have the same reason."""
+    found: dict[str, Counter[str]] = {}
+    for claim, finding in held:
+        found.setdefault(finding.reason, Counter())[f"{claim.source}, {claim.kind}"] += 1
+    rows = [
+        [sum(kinds.values()), reason, "; ".join(f"{kind} ({count})" for kind, count in kinds.items())]
+        for reason, kinds in found.items()
+    ]
+    return ["### Not testable by this run\n", table(["claims", "why", "of"], rows)] if rows else []
 
 
 def _environment(runs: list[Run]) -> list[str]:

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from reports import Block, Metric, Record, Run  # noqa: E402
 
 RUN = "20260102-030405-ab12"
-GOLDEN_FILES = ("report.md", "tables/latency.md", "tables/latency.csv", "tables/flops.csv")
+GOLDEN_FILES = ("report.md", "claims.csv", "tables/latency.md", "tables/latency.csv", "tables/flops.csv")
 
 
 def environment(run: str = RUN, device: str = "Example CPU") -> dict[str, Any]:
@@ -102,9 +102,9 @@ def sample() -> Run:
 
 def write_golden() -> None:
     """Writes the golden files from what is rendered now."""
-    from reports import markdown, tables_csv
+    from reports import claims, markdown, tables_csv
 
-    files = {**tables_csv.serialize([sample()]), **markdown.serialize([sample()])}
+    files = {**tables_csv.serialize([sample()]), **claims.serialize([sample()]), **markdown.serialize([sample()])}
     for name in GOLDEN_FILES:
         (GOLDEN / name).parent.mkdir(parents=True, exist_ok=True)
         (GOLDEN / name).write_text(str(files[name]), encoding="utf-8")

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from sample_runs import GOLDEN, GOLDEN_FILES, RUN, environment, latency, record, sample
 
-from reports import Metric, Record, Run, formats, markdown, plots, tables_csv
+from reports import Metric, Record, Run, claims, formats, markdown, plots, tables_csv
 from reports.core.arrange import VIEWS, Arrangement, Series
 from reports.core.markup import code, escape, table
 from reports.core.pictures import MOST_PICTURES, Picture, pictures
@@ -38,7 +38,7 @@ def render(*runs: Run) -> dict[str, str | bytes]:
 
 
 def text_of(name: str, *runs: Run) -> str:
-    found = markdown.serialize(list(runs)) | tables_csv.serialize(list(runs))
+    found = {path: text for made in (claims, markdown, tables_csv) for path, text in made.serialize(list(runs)).items()}
     return str(found[name])
 
 
@@ -54,7 +54,7 @@ def rows_of(name: str, *runs: Run) -> list[dict[str, str]]:
 
 
 def test_formats_are_found_in_their_order() -> None:
-    assert list(formats()) == ["csv", "plots", "markdown"]
+    assert list(formats()) == ["csv", "claims", "plots", "markdown"]
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)
@@ -304,7 +304,7 @@ def test_code_cannot_be_ended_from_inside() -> None:
 def test_links_of_the_report_lead_somewhere() -> None:
     files = render(sample())
     targets = re.findall(r"\]\(([^)]+)\)", str(files["report.md"]))
-    assert len(targets) == 10
+    assert len(targets) == 11
     assert set(targets) <= set(files)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .. import Run
+
 
 @dataclass
 class Growth:
@@ -19,6 +21,9 @@ class Growth:
         expected: the closed form's slope over the same points.
         points: how many it rests on.
         left_out: points that were left out, each with why.
+        suite: which records it comes from.
+        further: of an exact fit, terms beside the claimed ones that make it exact; empty if none are needed, or found.
+        all_coefficients, all_residual: of the fit with the claimed, then the further terms.
     """
 
     op: str
@@ -35,3 +40,12 @@ class Growth:
     expected: float | None = None
     points: int = 0
     left_out: list[str] = field(default_factory=list)
+    suite: str = ""
+    further: str = ""
+    all_coefficients: list[float] = field(default_factory=list)
+    all_residual: float | None = None
+
+
+def growths(run: Run) -> list[Growth]:
+    """How each op's costs grow, as far as the run tells; nothing yet."""
+    return []

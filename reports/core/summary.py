@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from .. import FAILURES, STATUSES, Metric, Record, Run
 from .arrange import BASELINES, PLACE_AXES, Arrangement, Pivot, Place, Series, View, place_text
+from .claims.judge import judge, verdict_counts
+from .ratios import divided
 from .units import Scale, bounds, digits, quantity, with_bounds
 
 _RESOLUTION = PLACE_AXES.index("resolution")
@@ -113,6 +115,7 @@ def terminal_summary(run: Run) -> str:
         lines += [f"  {record.case}  {_status(record)}: {record.reason}" for record in failed[:_MOST_NAMED]]
         lines += [f"  and {len(failed) - _MOST_NAMED} more"] if len(failed) > _MOST_NAMED else []
         lines.append("")
+    lines.append(f"claims of the poster: {verdict_counts(judge(run))}")
     lines.append(f"{len(run.records)} cases: {counts(run)}" if run.records else "no case was recorded")
     return "\n".join(lines)
 
@@ -132,7 +135,7 @@ def _answer(view: View, table: Pivot) -> Answer:
             series,
             metric,
             table.rows[place][series].record,
-            {base.label: _divided(metric, under) for base, under in bases if base != series and _number(under) > 0},
+            {base.label: divided(metric, under) for base, under in bases if base != series and _number(under) > 0},
         )
         for series, metric in sorted(best.values(), key=lambda found: (_number(found[1]), found[0].rank))
     ]
@@ -161,13 +164,6 @@ def _place(table: Pivot) -> Place:
 
     most = max(map(comparable, group))
     return [place for place in group if comparable(place) == most][-1]
-
-
-def _divided(metric: Metric, base: Metric) -> Metric:
-    low = high = None
-    if metric.low is not None and metric.high is not None and base.low and base.high:
-        low, high = metric.low / base.high, metric.high / base.low
-    return Metric("ratio", "1", _number(metric) / _number(base), low, high)
 
 
 def _ratio(ratio: Metric) -> str:

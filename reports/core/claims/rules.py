@@ -1,0 +1,218 @@
+"""The rules for counts, latencies and orders, one for each kind of claim; docs/claims.md tells them in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+from ... import Metric, Record
+from ..ratios import divided
+from ..units import digits
+from . import EXCEEDED, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Finding
+from .evidence import Evidence, Value
+
+#: Ratios of Table 2 agree within this factor: they depend on the device less than times do.
+RATIO_FACTOR = 1.5
+#: Latencies agree within this factor: the poster's GPU is not named.
+LATENCY_FACTOR = 2.0
+#: Where two costs are said to be about the same, one is at most this many times the other.
+ABOUT = 2.0
+
+_NEEDS_PUBLISHED = (
+    "only the published kernels (impl paper, beside torch's convolutions) on CUDA under the preset paper can tell"
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One op takes less of a metric than another, or, where the poster concedes it, more.
+
+    It is decided where the bounds of the ratio lie on one side of the limit; over several resolutions, where they do at
+    each that was measured. The ratio shown is the one that speaks most against the claim.
+
+    Args:
+        over, under: the ratio is the metric of `over` divided by that of `under`.
+        sizes: resolutions; None for a metric that has none.
+        conceded: the poster says that the ratio is above the limit, to the disadvantage of `over`; below is `exceeded`.
+    """
+
+    metric: str
+    over: str
+    under: str
+    sizes: tuple[int | None, ...]
+    conceded: bool = False
+    limit: float = 1.0
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        pairs = {size: evidence.pair(self.metric, self.over, self.under, size) for size in self.sizes}
+        found = {size: pair for size, pair in pairs.items() if pair and pair[1].number > 0}
+        if not found:
+            return Finding(NOT_TESTABLE, reason=evidence.why_absent(self.metric, (self.over, self.under), self.sizes))
+        ratios = {size: divided(over.metric, under.metric) for size, (over, under) in found.items()}
+        against = {size: self._against(ratio, found[size][0]) for size, ratio in ratios.items()}
+        worst = max(ratios, key=lambda size: (against[size], self._sign * (ratios[size].value or 0.0)))
+        over, under = found[worst]
+        basis = [f"{over.label} over {under.label}", *_where(over.record)]
+        basis += [f"the worst of {', '.join(map(str, found))}: {worst}"] if len(found) > 1 else []
+        if against[worst] > 0:
+            return _found(EXCEEDED if self.conceded else NOT_REPRODUCED, ratios[worst], basis, _roofs(over, under))
+        if against[worst] < 0:
+            return _found(REPRODUCED, ratios[worst], basis)
+        return _found(NOT_TESTABLE, ratios[worst], basis, "undecided: the intervals overlap", undecided=True)
+
+    @property
+    def _sign(self) -> int:
+        """1 where a ratio above the limit speaks against the claim, -1 where one below does."""
+        return -1 if self.conceded else 1
+
+    def _against(self, ratio: Metric, over: Value) -> int:
+        """1 if the ratio speaks against the claim, -1 if for it, 0 if it is undecided."""
+        low, high = _bounds(ratio, over)
+        return self._sign * (1 if low >= self.limit else -1 if high < self.limit else 0)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A latency of Table 2, or the ratio of two, within a factor: the bounds lie within, below or above as a whole.
+
+    Args:
+        published: in the unit of the claim.
+        unit: of the claim, in seconds for a latency.
+        size: resolution.
+        under: the op that `over` is divided by, if any.
+        factor: see `LATENCY_FACTOR`, `RATIO_FACTOR`.
+    """
+
+    published: Fraction
+    unit: float
+    factor: float
+    size: int
+    over: str
+    under: str = ""
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        ops = [op for op in (self.over, self.under) if op]
+        published = [value for op in ops if (value := evidence.as_published(op, self.size))]
+        if len(published) == len(ops):
+            ours, basis = self._ours(published)
+            verdict, reason = self._held(_bounds(ours, published[0]))
+            return _found(verdict, ours, basis, reason, undecided=verdict == NOT_TESTABLE)
+        values: Sequence[Value] = evidence.pair("latency_wall", self.over, self.under, self.size) or ()
+        if not self.under:
+            values = list(filter(None, [evidence.value("latency_wall", self.over, self.size)]))
+        if values:
+            ours, basis = self._ours(values)
+            return _found(NOT_TESTABLE, ours, basis, _NEEDS_PUBLISHED)
+        return Finding(NOT_TESTABLE, reason=_NEEDS_PUBLISHED)
+
+    def _ours(self, values: Sequence[Value]) -> tuple[Metric, list[str]]:
+        """Our figure in the claim's unit, and what it rests on."""
+        over = values[0].metric
+        basis = [" over ".join(value.label for value in values), *_where(values[0].record)]
+        return divided(over, values[1].metric) if len(values) > 1 else _scaled(over, self.unit), basis
+
+    def _held(self, bounds: tuple[float, float]) -> tuple[str, str]:
+        """The verdict, and a reason where it is not `reproduced`."""
+        low, high = bounds
+        least, most = float(self.published) / self.factor, float(self.published) * self.factor
+        if least <= low and high <= most:
+            return REPRODUCED, ""
+        if high < least:
+            return EXCEEDED, f"less than the published over {self.factor:g}; the poster does not name its GPU"
+        if low > most:
+            return NOT_REPRODUCED, f"more than {self.factor:g} times the published; the poster does not name its GPU"
+        return NOT_TESTABLE, f"undecided: the interval reaches over a factor of {self.factor:g}"
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of parameters or MACs of a network, to half the last printed digit; a smaller one is not better.
+
+    Args:
+        published: as printed, in the unit of the claim.
+        unit: of the claim.
+    """
+
+    metric: str
+    backbone: str
+    variant: str
+    published: Decimal
+    unit: int
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        found = next(filter(self._matches, evidence.records("networks", self.backbone)), None)
+        metric = found.metric(self.metric) if found else None
+        if found is None or metric is None or metric.value is None:
+            return Finding(NOT_TESTABLE, reason="this run has no such network, from the suite networks")
+        samples = int(found.axes.get("batch", 1)) if self.metric == "macs" else 1
+        ours = Decimal(int(metric.value)) / self.unit / samples
+        half = Decimal(1).scaleb(int(self.published.as_tuple().exponent)) / 2
+        difference = ours - self.published
+        reason = "" if abs(difference) <= half else f"differs by {difference:+f}, half the last printed digit is {half}"
+        return Finding(NOT_REPRODUCED if reason else REPRODUCED, float(ours), basis=found.case, reason=reason)
+
+    def _matches(self, record: Record) -> bool:
+        """Whether it is this network, at the size the poster's figures are for."""
+        size = (record.axes.get("height", 224), record.axes.get("width", 224))
+        return record.axes.get("variant") == self.variant and size == (224, 224)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A dash in Table 1: the op generates no filters, so that all its records have 0."""
+
+    metric: str
+    suite: str
+    op: str
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        metrics = [m for record in evidence.records(self.suite, self.op) if (m := record.metric(self.metric))]
+        values = [metric.value for metric in metrics if metric.value is not None]
+        if not values:
+            return Finding(NOT_TESTABLE, reason=evidence.why_absent(self.metric, [self.op], []))
+        return Finding(NOT_REPRODUCED if any(values) else REPRODUCED, max(values), basis=f"{len(values)} shapes")
+
+
+@dataclass(frozen=True)
+class Cited:
+    """A figure that is cited and never measured here."""
+
+    reason: str
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        return Finding(NOT_TESTABLE, reason=self.reason)
+
+
+def _found(verdict: str, ours: Metric, basis: Sequence[str], reason: str = "", undecided: bool = False) -> Finding:
+    return Finding(verdict, ours.value, ours.low, ours.high, ", ".join(basis), reason, undecided)
+
+
+def _bounds(ratio: Metric, over: Value) -> tuple[float, float]:
+    """Low and high: exact counts are their own bounds, and a time without bounds decides nothing."""
+    if ratio.low is not None and ratio.high is not None:
+        return ratio.low, ratio.high
+    if over.metric.unit == "s" or ratio.value is None:
+        return 0.0, float("inf")
+    return ratio.value, ratio.value
+
+
+def _scaled(metric: Metric, unit: float) -> Metric:
+    value, low, high = (None if n is None else n / unit for n in (metric.value, metric.low, metric.high))
+    return Metric(metric.name, metric.unit, value, low, high)
+
+
+def _where(record: Record) -> list[str]:
+    """`batch 1`."""
+    return [f"batch {record.axes['batch']}"] if "batch" in record.axes else []
+
+
+def _roofs(over: Value, under: Value) -> str:
+    """How much of its roof each reaches: what the data has to say of why."""
+    told = []
+    for value in (over, under):
+        fraction = value.record.metric("roof_fraction")
+        if fraction and fraction.value is not None and value.metric.unit == "s":
+            told.append(f"{value.label} reaches {digits(100 * fraction.value)} %")
+    return f"{', '.join(told)} of the roof that binds it" if told else ""
