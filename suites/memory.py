@@ -32,7 +32,6 @@ class Memory(Suite):
     help = "bytes allocated during a call, kept for backward, and of generated filters"
     axes = (*AXES, "threads")
     own_values: ClassVar = {"direction": ("forward", "forward_backward")}
-    preload = ("torch.profiler",)
 
     def by_formula(self, point: Point, costs: Costs) -> list[Metric]:
         filters = costs.memory.get("filters", 0)

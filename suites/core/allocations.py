@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ def trace(call: Callable[[], Any], device: str = "cpu") -> Allocations:
 
     Its result is held until after the last event, so what the call returns is `kept`.
     """
-    with no_collection(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with no_collection(), profile(profile_memory=True) as profiler:  # torch.profiler would import the compiler
         result = call()
     del result
     changes = [
         event.nbytes()
-        for event in profiler.profiler.kineto_results.events()
+        for event in profiler.kineto_results.events()
         if event.name() == "[memory]" and event.device_type().name.lower() == device
     ]
     held = list(accumulate(changes, initial=0))
