@@ -159,8 +159,15 @@ class Suite:
     #: Whether each impl is a case of its own; else the first impl stands for the op.
     per_impl: ClassVar[bool] = True
     timed: ClassVar[bool] = False
+    #: Measuring time of one of its cases, as a part of `--seconds`.
+    ceiling: ClassVar[float] = 1.0
     #: Modules that the fork server imports once for all workers.
     preload: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def at_points(self) -> bool:
+        """Whether each of its cases calls the op at the case's own shape."""
+        return "batch" in self.axes
 
     def by_formula(self, point: Point, costs: Costs) -> list[Metric]:
         """What closed forms tell of a case; told too of a case that need not be measured."""

@@ -23,6 +23,7 @@ from reports import Metric
 from suites import Begun, Suite
 
 if TYPE_CHECKING:
+    from suites.core.allocations import Allocations
     from suites.core.bench import Bench
 
 
@@ -34,35 +35,36 @@ class Memory(Suite):
     own_values: ClassVar = {"direction": ("forward", "forward_backward")}
 
     def by_formula(self, point: Point, costs: Costs) -> list[Metric]:
-        filters = costs.memory.get("filters", 0)
-        found = [bytes_of("filter_memory_formula", filters)]
-        if not point.backward and "output" in costs.memory:
-            found.append(bytes_of("peak_memory_formula", filters + costs.memory["output"]))
-        return found
+        return [bytes_of(name, value) for name, value in formulas(point, costs).items()]
 
     def begin(self, bench: Bench) -> Begun:
         found = bench.device.allocations(bench.call)
         metrics = [bytes_of("peak_memory", found.peak)]
         if bench.case.point.backward:
             metrics.append(bytes_of("saved_memory", bench.device.allocations(lambda: bench.forward().grad_fn).kept))
-        filters = found.holding(filter_sizes(bench), bench.device.rounding)
-        metrics.append(bytes_of("filter_memory", sum(filters)))
+        filters, formula = filter_memory(bench, found), bench.costs.memory.get("filters", 0)
+        metrics.append(bytes_of("filter_memory", filters))
         metrics += [bytes_of(name, value) for name, value in found.further.items()]
         metrics += self.by_formula(bench.case.point, bench.costs)
-        formula = bench.costs.memory.get("filters", 0)
-        failure = ""
-        if filters and sum(filters) != formula:
-            failure = f"the filters take {sum(filters)} B, the closed form gives {formula} B"
+        wrong = filters not in (0, formula)
+        failure = f"the filters take {filters} B, the closed form gives {formula} B" if wrong else ""
         return Begun(metrics, failure=failure)
 
 
-def filter_sizes(bench: Bench) -> list[int]:
-    """Bytes of each storage that the op generates filters in."""
-    inputs = bench.inputs
-    given = {t.untyped_storage().data_ptr() for t in inputs.leaves().values()}
-    storages = [t.untyped_storage() for t in bench.op.filters(inputs, bench.case.point)]
+def filter_memory(bench: Bench, allocated: Allocations) -> int:
+    """Bytes of the generated filters that are among a call's allocations, each storage once."""
+    storages = [t.untyped_storage() for t in bench.op.filters(bench.inputs, bench.case.point)]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    return [size for address, size in sizes.items() if address not in given]
+    return sum(allocated.holding(list(sizes.values()), bench.device.rounding))
+
+
+def formulas(point: Point, costs: Costs) -> dict[str, int]:
+    """Closed forms by metric: see the top of this file."""
+    filters = costs.memory.get("filters", 0)
+    found = {"filter_memory_formula": filters}
+    if not point.backward and "output" in costs.memory:
+        found["peak_memory_formula"] = filters + costs.memory["output"]
+    return found
 
 
 def bytes_of(name: str, value: int) -> Metric:

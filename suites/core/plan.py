@@ -79,7 +79,7 @@ class Plan:
         if not self.suites[case.suite].timed:
             return OVERHEAD[False] + WARM_CALLS * call
         processes = self.selection.processes
-        sampling = max(self.selection.seconds, processes * call)
+        sampling = max(self.suites[case.suite].ceiling * self.selection.seconds, processes * call)
         return processes * (OVERHEAD[True] + WARM_CALLS * call) + CHECK_CALLS * call + sampling
 
     def total_forecast(self, cases: Iterable[Case]) -> float:
@@ -99,8 +99,8 @@ class Plan:
 
     def settled(self, case: Case, run: str) -> Record | None:
         """The record of a case that need not be measured, or None."""
-        if "batch" not in self.suites[case.suite].axes:
-            return None  # such a suite does not call the op at its shape
+        if not self.suites[case.suite].at_points:
+            return None
         need, call = self.need(case), self.call_forecast(case)
         if need > self.free:
             reason = f"needs {need} B by formula, {self.free} B are free"

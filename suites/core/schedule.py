@@ -177,7 +177,7 @@ class Engine:
                 member = self._begin(outcome, worker, process)
                 if member is not None:
                     members.append(member)
-            if suite.timed and members:
+            if suite.timed and suite.at_points and members:
                 worker = self.servers[process].fork()
                 stack.callback(worker.close)
                 members += self._begin_roofs(roofs, worker, members, process)
@@ -195,7 +195,8 @@ class Engine:
                 outcome.fail(answer["status"], answer["reason"])
                 return None
             outcome.processes += 1
-            share = self.selection.seconds / self.selection.processes / max(1, len(answer["clocks"]))
+            ceiling = self.plan.suites[case.suite].ceiling * self.selection.seconds
+            share = ceiling / self.selection.processes / max(1, len(answer["clocks"]))
             return Member(worker, outcome, {clock: Series(share) for clock in answer["clocks"]})
         return None
 
@@ -289,7 +290,8 @@ def latencies(outcome: Outcome) -> list[Metric]:
     """Median and 95 % bounds of every clock."""
     names = list(dict.fromkeys(block.metric for block in outcome.blocks))
     found = []
-    for name in [name for name in CLOCK_ORDER if name in names]:
+    known = [name for name in CLOCK_ORDER if name in names]
+    for name in dict.fromkeys([*known, *names]):
         estimate = interval(by_process(outcome.blocks, name))
         found.append(Metric(name, "s", estimate.value, estimate.low, estimate.high, better="less"))
     return found
