@@ -9,7 +9,7 @@ One case an op, which measures many points, since growth is seen between points 
   is which point, with its closed form of multiply-accumulates and its peak memory. The smallest call, of a single
   pixel, tells what any call costs besides its work. Results are checked at the smallest and at the middle point.
 
-The channels in the middle of the cross are as many as keep its most costly point below a fixed number of
+The channels and pixels in the middle of the cross are as many as keep its most costly point below a fixed number of
 multiply-accumulates, so that growth is seen where work is, and still within seconds. Fits and slopes are drawn from
 these records by `reports.core.growth`. Growth with n at the channels of the run is seen in the suite `latency`.
 """
@@ -54,9 +54,10 @@ COUNTED = tuple(
     for (height, width), c, k in product(((2, 3), (4, 4), (5, 7)), (5, 10, 15, 20), (3, 5, 7))
 )
 SMALLEST = Shape(1, 1, 8, 3)
-#: By kind of device: the resolution in the middle of the cross, and the most multiply-accumulates of one of its points.
-MIDDLE = {"cpu": (56, 1e9), "cuda": (112, 1e11)}
-CHANNELS = (128, 64, 32, 16, 8)
+#: What the middle of the cross is chosen from: channels, the most first, and resolutions.
+CHANNELS, SIDES = (128, 64, 32, 16, 8), (112, 56)
+#: Multiply-accumulates of the most costly point, by kind of device.
+MOST_MACS = {"cpu": 1e9, "cuda": 1e11}
 
 
 class Complexity(Suite):
@@ -89,16 +90,14 @@ class Complexity(Suite):
 
 def cross(op: Op, point: Point, kind: str) -> list[Shape]:
     """The middle, then points that differ from it in one of n, c and k."""
-    side, most = MIDDLE[kind]
-    for c in CHANNELS:
-        middle = Shape(side, side, c, 3)
+    for c, side in product(CHANNELS, SIDES):
         points = [
-            middle,
-            *(Shape(s, s, c, 3) for s in (side // 2, 2 * side)),
-            *(Shape(side, side, channels, 3) for channels in (c // 2, 2 * c)),
+            Shape(side, side, c, 3),
+            *(Shape(other, other, c, 3) for other in (side // 2, 2 * side)),
+            *(Shape(side, side, other, 3) for other in (c // 2, 2 * c)),
             *(Shape(side, side, c, k) for k in (5, 7)),
         ]
-        if max(sum(op.costs(shape.of(point)).macs.values()) for shape in points) <= most:
+        if max(sum(op.costs(shape.of(point)).macs.values()) for shape in points) <= MOST_MACS[kind]:
             break
     return points
 
