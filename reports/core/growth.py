@@ -56,7 +56,7 @@ class Growth:
     Args:
         quantity: a metric: `macs`, `filter_memory`, `peak_memory`, `latency_wall`, ...
         along: `n` (pixels of one sample), `c` (channels), `k` (kernel size), or `n,c,k` for an exact fit in all.
-        terms: the claimed terms, such as `n c k^2 + c^2 k^2`; for latency those of its multiply-accumulates; empty where
+        terms: the claimed terms, such as `n c k^2 + c^2 k^2`, of latency those of its multiply-accumulates; empty where
             nothing is claimed.
         coefficients: of an exact fit, one a term.
         residual: of an exact fit: the largest difference of a point, in the quantity's unit; 0 if it is exact.
@@ -237,7 +237,7 @@ def slope(samples: Sequence[Sample], smallest: float = 0.0) -> Growth:
     """
     kept = [sample for sample in samples if sample.value >= OVERHEAD * smallest]
     left_out = [
-        f"{sample.label}: {sample.value / smallest:.2g} times the smallest call, below {OVERHEAD:g} mostly overhead"
+        f"{sample.label}: {sample.value / smallest:.2f} times the smallest call"
         for sample in samples
         if sample not in kept
     ]
