@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import Metric, Run
 from .core.arrange import BASELINES, OPS, Arrangement, Series, number
@@ -206,10 +206,9 @@ def _label_values(axes: Axes, picture: Picture, which: str) -> None:
     axis.minorticks_off()
     axis.grid(True, color="#DDDDDD", linewidth=0.7)
     if which == "y":
-        figure = axes.get_figure()
-        assert figure is not None
-        y = axes.get_position().y1 + 0.08 / figure.get_figheight()
-        axes.text(0.01, y, picture.metric, transform=figure.transFigure, size=9, ha="left")
+        figure = cast("Figure", axes.get_figure())
+        above = axes.get_position().y1 + 0.08 / figure.get_figheight()
+        axes.text(0.01, above, picture.metric, transform=figure.transFigure, size=9)
     else:
         axes.set_xlabel(picture.metric)
 

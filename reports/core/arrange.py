@@ -221,7 +221,7 @@ def _pivot(entries: list[Entry], view: View) -> Pivot:
     columns = sorted({series for row in rows.values() for series in row}, key=lambda s: s.rank)
     varying = [axis for i, axis in enumerate(PLACE_AXES) if len({place[i] for place in rows}) > 1]
     if view.over:
-        rows, unit = {place: _relative(row, view) for place, row in rows.items()}, "1"
+        rows, unit = {place: _relative(row, view) for place, row in rows.items()}, ""
     return Pivot(view.name, unit, rows, columns, varying)
 
 
@@ -240,11 +240,11 @@ def _relative(row: dict[Series, Cell], view: View) -> dict[Series, Cell]:
 def divided(metric: Metric, base: Metric, name: str = "ratio") -> Metric:
     """A metric as a multiple of another; the bounds of both are taken at their worst."""
     if metric is base:
-        return Metric(name, "1", 1.0)
+        return Metric(name, "", 1.0)
     low = high = None
     if metric.low is not None and metric.high is not None and base.low and base.high:
         low, high = metric.low / base.high, metric.high / base.low
-    return Metric(name, "1", number(metric) / number(base), low, high)
+    return Metric(name, "", number(metric) / number(base), low, high)
 
 
 def number(metric: Metric) -> float:

@@ -12,7 +12,7 @@ from .arrange import OPS, PLACE_AXES, Arrangement, Pivot, Place, Series, View, a
 from .growth import Growth, growths
 
 #: Drawing takes a good part of a second each, so beyond one of each view no run has more; tables have the rest.
-MOST_PICTURES = 4
+MOST_PICTURES = 5
 #: Of the picture of slopes, without suffix.
 GROWTH_PATH = "plots/complexity-growth"
 #: What a metric is drawn against: the first of these that takes several values, else bars.
