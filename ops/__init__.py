@@ -177,7 +177,8 @@ class Costs:
             not counted.
         floor_bytes: the bytes that no implementation can avoid to move: each input and parameter read once, each
             result written once.
-        memory: bytes that must be held at the same time, by part; `filters` is what the generated filters take.
+        memory: bytes that must be held at the same time, by part; `filters` is what the generated filters take, absent
+            where none are generated.
     """
 
     params: Mapping[str, int]
@@ -281,6 +282,13 @@ class Op:
     def costs(self, point: Point) -> Costs:
         """Closed forms; see `Costs`."""
         raise NotImplementedError
+
+    def filters(self, inputs: Inputs, point: Point) -> tuple[Tensor, ...]:
+        """Generates the filters that the op generates, as its impls do; none if it generates none.
+
+        They are what `filter_memory` looks for among the allocations of a call.
+        """
+        return ()
 
     def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
         """How fvcore is to count operators it does not know: `FlopCountAnalysis.set_op_handle`'s arguments."""

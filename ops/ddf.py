@@ -334,7 +334,11 @@ class DDFPack(_Pack):
     def compute(self, x: Tensor, operator: Operator) -> Tensor:
         """`forward` with another impl of `ddf`."""
         _check_shape("x", x, ("N", self.in_channels, "H", "W"))
-        return self.apply_filters(operator, x, self.channel_branch(x), self.spatial_branch(x))
+        return self.apply_filters(operator, x, *self.filters(x))
+
+    def filters(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The channel filter (N, C*k*k) and the spatial filter (N, head*k*k, Ho, Wo)."""
+        return self.channel_branch(x), self.spatial_branch(x)
 
 
 class DDFUpPack(_Pack):
@@ -457,7 +461,7 @@ class DDFOp(Op):
             params={},
             macs={"dynamic_filter": (4 if point.backward else 1) * output * point.taps},
             floor_bytes=elements * point.itemsize,
-            memory=held(point, features=features, filters=filters, output=output),
+            memory=held(point, features=features, given_filters=filters, output=output),
         )
 
 
@@ -519,6 +523,9 @@ class DDFModule(Op):
         std = cast(Tensor, pack.channel_branch[4].std).view(point.channels, point.taps)
         channel = _standardised(raw, absolute) * std
         return _reference(features, channel, spatial, point, absolute)
+
+    def filters(self, inputs: Inputs, point: Point) -> tuple[Tensor, ...]:
+        return cast(DDFPack, inputs.module).filters(inputs["features"])
 
     def costs(self, point: Point) -> Costs:
         """c k^2 + sigma c^2 (1 + k^2) weights (poster, Table 1), biases, and the learned std of the channel filter.

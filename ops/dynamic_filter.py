@@ -33,6 +33,9 @@ class _DynamicFilter(Op):
         fill_convolution(conv, generator, gain=(size / c) ** -0.5)
         return Inputs({"features": normal((point.batch, c, point.height, point.width), point, generator)}, conv)
 
+    def filters(self, inputs: Inputs, point: Point) -> tuple[Tensor, ...]:
+        return (cast(nn.Conv2d, inputs.module)(inputs["features"]),)
+
     def costs(self, point: Point) -> Costs:
         """c^3 k^2 weights, or c^2 k^2 depthwise (poster, Table 1).
 

@@ -21,8 +21,10 @@ from .core.arrange import (
 )
 from .core.claims.judge import Judgement, judge, verdict_counts
 from .core.claims.poster import unclaimed
+from .core.growth import growths
+from .core.growth_told import FIT_HEADER, SLOPE_HEADER, fit_rows, slope_rows
 from .core.markup import code, escape, table
-from .core.pictures import Picture, pictures
+from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
 from .core.summary import answers, counts, sentences
 from .core.tables import metric_status
 from .core.units import Scale, bounds, common_scale, quantity, shown, with_bounds
@@ -37,6 +39,15 @@ _MOST_DETAILS = 1000
 _BYTES = ("memory", "cache", "l2_cache", "L1", "L1d", "L1i", "L2", "L3")
 #: Characters of one such entry; `run.json` has all.
 _LONGEST = 160
+_FITS = """\
+Counted as the op runs and fitted in rational numbers: n pixels of one sample, c channels, k taps along a side, batch 1,
+bytes of float32. The residual is the largest difference of a shape; 0 is exact.
+"""
+_SLOPES = """\
+d log(quantity) / d log(n, c or k) with 95 % bounds, beside the slope of the closed form over the same points: of the
+multiply-accumulates for latency, of generated filters and output for memory. A call of less than 4 times the smallest
+call of its op is mostly overhead and left out.
+"""
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
 
 
@@ -161,11 +172,29 @@ def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[st
     for view in arranged.views(suite):
         parts += [f"### {escape(view.title)}\n", _pivot_table(arranged.pivot(view), _MOST_ROWS)]
         for picture in drawn:
-            if picture.metric == view.metric:
+            if picture.metric == view.name:
                 alt = escape(f"{picture.title}: {picture.where}")
                 parts.append(f"[![{alt}]({picture.path}.png)]({picture.path}.svg)\n")
+    if suite == "complexity":
+        parts += _growth(arranged.runs)
     parts += _differences(arranged.suites[suite])
     parts.append(f"All metrics: [tables/{suite}.md](tables/{suite}.md), [tables/{suite}.csv](tables/{suite}.csv).\n")
+    return parts
+
+
+def _growth(runs: list[Run]) -> list[str]:
+    """Exact fits, slopes and their picture, run by run."""
+    parts = []
+    for run, device in zip(runs, device_names(runs), strict=True):
+        found = growths(run)
+        fits, slopes = fit_rows(found), slope_rows(found)
+        of = f", {escape(device)}" if len(runs) > 1 else ""
+        if fits:
+            parts += [f"### Exact counts fitted to the claimed terms{of}\n", _FITS, table(FIT_HEADER, fits)]
+        if slopes:
+            parts += [f"### Slopes in logarithms{of}\n", _SLOPES, table(SLOPE_HEADER, slopes)]
+    if drawn_growths(runs):
+        parts.append(f"[![measured and claimed slopes]({GROWTH_PATH}.png)]({GROWTH_PATH}.svg)\n")
     return parts
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import Metric, Run
-from .core.arrange import BASELINES, OPS, Arrangement
-from .core.pictures import Picture, pictures
+from .core.arrange import BASELINES, OPS, Arrangement, Series, number
+from .core.growth import VARIABLES, Growth
+from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
 from .core.units import quantity, round_quantity
 
 if TYPE_CHECKING:
@@ -68,7 +69,49 @@ def serialize(runs: list[Run]) -> dict[str, str | bytes]:
             figure = _draw(picture, colors, styles)
             files[f"{picture.path}.svg"] = _render(figure, "svg")
             files[f"{picture.path}.png"] = _render(figure, "png")
+        slopes = drawn_growths(runs)
+        if slopes:
+            figure = _draw_growths(slopes, colors)
+            files |= {f"{GROWTH_PATH}.{kind}": _render(figure, kind) for kind in ("svg", "png")}
     return files
+
+
+def _draw_growths(slopes: list[Growth], colors: dict[str, str]) -> Figure:
+    """A panel for each quantity and variable, a row for each op: the measured slope and the closed form's."""
+    from matplotlib.figure import Figure
+
+    quantities, ops = list(dict.fromkeys(g.quantity for g in slopes)), list(dict.fromkeys(g.op for g in slopes))
+    inside = 0.27 * len(ops) + 0.2
+    height, width = 0.75 + (inside + 0.75) * len(quantities), 8.6
+    figure = Figure(figsize=(width, height))
+    figure.text(
+        0.12 / width, 1 - 0.12 / height, "Growth: measured and claimed exponents", weight="bold", size=12, va="top"
+    )
+    legend = "filled: slope in logarithms with 95 % bounds; hollow diamond: closed form over the same points"
+    figure.text(0.12 / width, 1 - 0.38 / height, legend, size=9, color=_GREY, va="top")
+    for row, metric in enumerate(quantities):
+        for column, along in enumerate(VARIABLES):
+            bottom = height - 1.05 - inside - row * (inside + 0.75)
+            axes = figure.add_axes(((1.1 + 2.5 * column) / width, bottom / height, 2.3 / width, inside / height))
+            panel = [g for g in slopes if (g.quantity, g.along) == (metric, along)]
+            _draw_slopes(axes, panel, ops, colors)
+            axes.set_title(f"{metric} along {along}", size=9.5, loc="left")
+            axes.set_yticks(range(len(ops)), labels=ops if column == 0 else [""] * len(ops))
+    return figure
+
+
+def _draw_slopes(axes: Axes, panel: list[Growth], ops: list[str], colors: dict[str, str]) -> None:
+    for growth in panel:
+        row, slope = ops.index(growth.op), growth.slope or 0.0
+        low, high = growth.low or slope, growth.high or slope
+        errors = [[slope - low], [high - slope]]
+        axes.errorbar([slope], [row], xerr=errors, fmt="o", color=colors[growth.op], capsize=3, markersize=5)
+        if growth.expected is not None:
+            axes.plot([growth.expected], [row], "D", color="black", markerfacecolor="none", markersize=7, zorder=3)
+    axes.set_ylim(len(ops) - 0.5, -0.5)
+    axes.set_xlim(-0.3, 3.5)
+    axes.set_xticks(range(4))
+    axes.grid(True, axis="x", color="#DDDDDD", linewidth=0.7)
 
 
 def _draw(picture: Picture, colors: dict[str, str], styles: dict[str, tuple[str, str]]) -> Figure:
@@ -77,9 +120,9 @@ def _draw(picture: Picture, colors: dict[str, str], styles: dict[str, tuple[str,
 
     notes = textwrap.wrap("No point: " + "; ".join(picture.missing) + ".", 140) if picture.missing else []
     notes = [*notes[:3], "and more, see the tables"] if len(notes) > 4 else notes
-    labels = [_short(series.label) for series in picture.lines]
+    labels = [_short(series.label) for series in picture.series]
     beside = 0.075 * max(map(len, labels)) + 0.3
-    left, right = (0.85, beside) if picture.x_axis else (beside, 1.5)
+    left, right = (0.9, beside) if picture.x_axis else (beside, 1.5)
     below, above = 0.62 + 0.15 * len(notes), 0.75
     inside = max(3.4, 0.19 * len(labels)) if picture.x_axis else 0.32 * len(labels) + 0.1
     width, height = 8.6, below + inside + above
@@ -100,12 +143,14 @@ def _draw_lines(
 ) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    for series, points in picture.lines.items():
+    for series in picture.series:
+        points = picture.lines.get(series, [])
         marker, line = styles[series.impl]
-        xs, ys = [x for x, _ in points], [_value(metric) for _, metric in points]
+        xs, ys = [x for x, _ in points], [number(metric) for _, metric in points]
         # Baselines lie as a broad line below the others, so that both are seen where they agree.
         width, size, order = (3.5, 8, 2.0) if series.op in BASELINES else (1.5, 5, 2.1)
         axes.plot(xs, ys, line, color=colors[series.op], marker=marker, linewidth=width, markersize=size, zorder=order)
+        _draw_formula(axes, picture, series, colors[series.op], marker)
         if any(metric.low is not None for _, metric in points):
             axes.errorbar(xs, ys, yerr=_errors(points), fmt="none", ecolor=colors[series.op], capsize=3, elinewidth=1)
     low, high = min(picture.ticks), max(picture.ticks)
@@ -121,16 +166,29 @@ def _draw_lines(
     _label_lines(axes, picture, colors, gap)
 
 
+def _draw_formula(axes: Axes, picture: Picture, series: Series, color: str, marker: str) -> None:
+    """Hollow points by closed form, dotted to the last one that was measured."""
+    found = picture.by_formula.get(series, [])
+    if found:
+        before = [(x, metric) for x, metric in picture.lines.get(series, []) if x < found[0][0]][-1:]
+        dotted = [*before, *found]
+        axes.plot([x for x, _ in dotted], [number(metric) for _, metric in dotted], ":", color=color, linewidth=1.2)
+        xs, ys = [x for x, _ in found], [number(metric) for _, metric in found]
+        axes.plot(
+            xs, ys, linestyle="none", color=color, marker=marker, markersize=6, markerfacecolor="white", zorder=2.2
+        )
+
+
 def _draw_bars(axes: Axes, picture: Picture, colors: dict[str, str]) -> None:
-    bars = sorted(((series, points[0]) for series, points in picture.lines.items()), key=lambda b: -_value(b[1][1]))
-    least = min(_value(metric) for _, (_, metric) in bars)
+    bars = sorted(((series, points[0]) for series, points in picture.lines.items()), key=lambda b: -number(b[1][1]))
+    least = min(number(metric) for _, (_, metric) in bars)
     axes.set_xscale("log")
     for row, (series, point) in enumerate(bars):
         metric = point[1]
         errors = _errors([point]) if metric.low is not None else None
-        axes.barh(row, _value(metric), height=0.62, color=colors[series.op], xerr=errors, capsize=3)
-        text = f"  {quantity(metric.name, metric.unit, _value(metric))}"
-        axes.text(max(_value(metric), metric.high or 0.0), row, text, va="center", size=9)
+        axes.barh(row, number(metric), height=0.62, color=colors[series.op], xerr=errors, capsize=3)
+        text = f"  {quantity(metric.name, metric.unit, number(metric))}"
+        axes.text(max(number(metric), metric.high or 0.0), row, text, va="center", size=9)
     axes.set_yticks(range(len(bars)), labels=[_short(series.label) for series, _ in bars])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.set_xlim(left=10 ** math.floor(math.log10(least) - 0.3))
@@ -148,7 +206,9 @@ def _label_values(axes: Axes, picture: Picture, which: str) -> None:
     axis.minorticks_off()
     axis.grid(True, color="#DDDDDD", linewidth=0.7)
     if which == "y":
-        axes.text(0, 1.02, picture.metric, transform=axes.transAxes, size=9, ha="right")
+        figure = cast("Figure", axes.get_figure())
+        above = axes.get_position().y1 + 0.08 / figure.get_figheight()
+        axes.text(0.01, above, picture.metric, transform=figure.transFigure, size=9)
     else:
         axes.set_xlabel(picture.metric)
 
@@ -156,7 +216,7 @@ def _label_values(axes: Axes, picture: Picture, which: str) -> None:
 def _label_lines(axes: Axes, picture: Picture, colors: dict[str, str], gap: float) -> None:
     """Names the lines at their right ends, moved apart, with a thin leader where a line ends early."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    ends = [(series, points[-1][0], _value(points[-1][1])) for series, points in picture.lines.items()]
+    ends = [(series, x, number(metric)) for series in picture.series for x, metric in [picture.ends(series)]]
     ends.sort(key=lambda end: end[2])
     at = [(float(x), float(y)) for x, y in to_axes.transform([end[1:] for end in ends])]
     for (series, _, _), (x, y), place in zip(ends, at, _spread([y for _, y in at], gap), strict=True):
@@ -188,14 +248,9 @@ def _apart(ticks: dict[float, str], distance: float) -> dict[float, str]:
 
 def _errors(points: list[tuple[float, Metric]]) -> list[list[float]]:
     """Distances to the bounds, none where there are none."""
-    below = [_value(m) - m.low if m.low is not None and m.low > 0 else 0.0 for _, m in points]
-    above = [m.high - _value(m) if m.high is not None else 0.0 for _, m in points]
+    below = [number(m) - m.low if m.low is not None and m.low > 0 else 0.0 for _, m in points]
+    above = [m.high - number(m) if m.high is not None else 0.0 for _, m in points]
     return [below, above]
-
-
-def _value(metric: Metric) -> float:
-    assert metric.value is not None  # pictures hold only such
-    return metric.value
 
 
 def _short(label: str) -> str:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ops import AXES, SETTING_AXES, SHAPE_AXES, Axis, AxisValue, Point
+from ops import AXES, SETTING_AXES, SHAPE_AXES, Axis, AxisValue, Costs, Point
 from reports import Json, Metric
 
 if TYPE_CHECKING:
@@ -154,11 +154,24 @@ class Suite:
     default: ClassVar[bool] = True
     #: Axes that matter to it, of `AXES` and `PROCESS_AXES`; an op's own axes always matter.
     axes: ClassVar[tuple[str, ...]] = (*AXES, *PROCESS_AXES)
+    #: Values of axes that it takes where nobody asks for others, instead of the preset's.
+    own_values: ClassVar[Mapping[str, tuple[AxisValue, ...]]] = {}
     #: Whether each impl is a case of its own; else the first impl stands for the op.
     per_impl: ClassVar[bool] = True
     timed: ClassVar[bool] = False
+    #: Measuring time of one of its cases, as a part of `--seconds`.
+    ceiling: ClassVar[float] = 1.0
     #: Modules that the fork server imports once for all workers.
     preload: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def at_points(self) -> bool:
+        """Whether each of its cases calls the op at the case's own shape."""
+        return "batch" in self.axes
+
+    def by_formula(self, point: Point, costs: Costs) -> list[Metric]:
+        """What closed forms tell of a case; told too of a case that need not be measured."""
+        return []
 
     def begin(self, bench: Bench) -> Begun:
         """In the case's worker: measures what is exact, and sets up what is to be sampled.

@@ -48,7 +48,8 @@ class Flops(Suite):
     order = 40
     help = "multiply-accumulates: closed form, fvcore and torch's counter, differences itemised"
     axes = tuple(name for name in AXES if name not in ("dtype", "layout", "direction"))
-    preload = ("fvcore.nn", "torch.utils.flop_counter")
+    #: The first dispatch mode of a process imports torch._dynamo.
+    preload = ("fvcore.nn", "torch.utils.flop_counter", "torch._dynamo")
 
     def begin(self, bench: Bench) -> Begun:
         if bench.op.impls[bench.case.impl].slow_start:

@@ -337,7 +337,10 @@ def test_memory_and_floor_are_the_bytes_of_real_tensors(name: str, point: Point)
     assert costs.memory["features"] == size["features"]
     assert costs.memory["output"] == output
     assert costs.memory.get("parameters", 0) == parameters
-    assert ("filters" in costs.memory) == (name not in ("conv", "dwconv"))
+    assert ("filters" in costs.memory) == (name not in ("conv", "dwconv", "ddf_op"))
+    assert costs.memory.get("given_filters", 0) == given
+    held = sum(f.untyped_storage().nbytes() for f in op.filters(inputs, point))
+    assert costs.memory.get("filters", 0) == held
     if name == "ddf":
         assert inputs.module is not None
         spatial = inputs.module.spatial_branch(inputs["features"]).numel()  # type: ignore[operator, union-attr]
@@ -346,11 +349,6 @@ def test_memory_and_floor_are_the_bytes_of_real_tensors(name: str, point: Point)
         assert costs.floor_bytes == 2 * size["features"] + output + parameters + 2 * costs.memory["filters"]
     else:
         assert costs.floor_bytes == sum(size.values()) + output
-        if given:
-            assert costs.memory["filters"] == given
-        elif "filters" in costs.memory:
-            assert inputs.module is not None
-            assert costs.memory["filters"] == inputs.module(inputs["features"]).numel() * point.itemsize
     both = op.costs(replace(point, direction="forward_backward"))
     assert both.memory == {**costs.memory, "gradients": sum(costs.memory.values())}
     filters = costs.memory.get("filters", 0)

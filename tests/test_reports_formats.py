@@ -137,7 +137,8 @@ def test_suite_nobody_knows_gets_tables_of_all_its_metrics() -> None:
 def test_hot_cold_and_device_latency_have_a_picture_each() -> None:
     run = sample()
     run.records[0].metrics.append(Metric("latency_device", "s", 1e-3, 9e-4, 2e-3, "less"))
-    names = ["latency-latency_device", "latency-latency_wall", "latency-latency_cold", "flops-macs"]
+    clocks = ["latency_device", "latency_wall", "latency_cold", "latency_wall_over_dwconv"]
+    names = [*(f"latency-{clock}" for clock in clocks), "flops-macs"]
     assert sorted(drawn(run)) == sorted(f"plots/{name}" for name in names)
     files = plots.serialize([run])
     assert sorted(files) == sorted(f"plots/{name}.{kind}" for name in names for kind in ("svg", "png"))
@@ -206,9 +207,9 @@ def test_pictures_are_limited_and_the_report_says_so() -> None:
     run = run_of([*made, *sample().records])
     found, left_out = pictures(Arrangement([run]))
     assert len(found) == MOST_PICTURES
-    assert left_out == 2 * 8 + 1 - MOST_PICTURES
+    assert left_out == 2 * 8 + 2 - MOST_PICTURES
     first = {picture.metric: picture for picture in reversed(found)}
-    assert set(first) == {"latency_wall", "latency_cold", "macs"}
+    assert set(first) == {"latency_wall", "latency_cold", "latency_wall_over_dwconv", "macs"}
     assert "batch 1," in first["latency_wall"].where
     assert f"{left_out} more combinations of axes are not drawn" in text_of("report.md", run)
 
@@ -258,6 +259,40 @@ def test_ticks_too_near_to_another_have_no_label() -> None:
     assert _apart({224.0: "224", 245.0: "200×300", 7.0: "7"}, 0.2) == {7.0: "7", 224.0: "224"}
 
 
+def test_latency_over_the_best_depthwise_convolution_of_its_place() -> None:
+    run = run_of([*sample().records, latency("dwconv", "native", 28, 1e-3)])
+    picture = drawn(run)["plots/latency-latency_wall_over_dwconv"]
+    (_, last) = picture.lines[Series("ddf_op", "native")]
+    assert (last[0], last[1].value) == (28.0, pytest.approx(2.2 / 2))
+    assert last[1].low == pytest.approx(2.2 * 0.98 / (2 * 1.04))
+    assert [metric.value for _, metric in picture.lines[Series("dwconv", "torch")]] == [1, 1, 1]
+    assert picture.lines[Series("dwconv", "native")][0][1].value == pytest.approx(1e-3 / 32e-5)
+
+
+def test_without_a_depthwise_convolution_nothing_is_relative_to_it() -> None:
+    run = run_of(latency("conv", "torch", size, 1e-3) for size in (7, 14))
+    assert "plots/latency-latency_wall_over_dwconv" not in drawn(run)
+
+
+def test_what_was_not_measured_is_drawn_hollow_by_its_closed_form() -> None:
+    def taken(op: str, size: int, name: str, value: float, **changes: Any) -> Record:
+        return record("memory", op, "torch", size, metrics=[Metric(name, "B", value)], **changes)
+
+    absent = {"status": "does_not_fit", "reason": "needs 118 GB"}
+    made = [
+        taken("dyfilter", 7, "peak_memory", 1e6),
+        taken("dyfilter", 14, "peak_memory_formula", 4e6, **absent),
+        taken("ddf", 14, "peak_memory_formula", 5e6, status="skipped"),
+        taken("conv", 14, "peak_memory", 2e6),
+    ]
+    picture = drawn(run_of(made))["plots/memory-peak_memory"]
+    points = {s.label: [(x, m.value) for x, m in found] for s, found in picture.by_formula.items()}
+    assert points == {"dyfilter/torch": [(14.0, 4e6)], "ddf/torch": [(14.0, 5e6)]}
+    assert [s.label for s in picture.lines] == ["conv/torch", "dyfilter/torch"]
+    assert "dyfilter/torch at 14 (does not fit, hollow by closed form)" in picture.missing
+    assert render(run_of(made))
+
+
 # markdown
 
 
@@ -304,7 +339,7 @@ def test_code_cannot_be_ended_from_inside() -> None:
 def test_links_of_the_report_lead_somewhere() -> None:
     files = render(sample())
     targets = re.findall(r"\]\(([^)]+)\)", str(files["report.md"]))
-    assert len(targets) == 11
+    assert len(targets) == 13
     assert set(targets) <= set(files)
 
 
@@ -325,7 +360,7 @@ def test_report_of_several_runs_shows_devices_side_by_side() -> None:
     assert "| cpu: Example CPU | 7×7 |" in text
     assert "| cpu: Example GPU | 28×28 |" in text
     assert text.count("**Latency, warm, host clock**") == 2
-    assert [path for path in drawn(sample(), other) if "latency_wall" in path] == [
+    assert [path for path in drawn(sample(), other) if "latency_wall-" in path] == [
         "plots/latency-latency_wall-cpu_Example_CPU",
         "plots/latency-latency_wall-cpu_Example_GPU",
     ]
@@ -421,7 +456,7 @@ def test_terminal_summary_names_no_more_failures_than_fit() -> None:
 
 
 def test_views_name_their_unit_once() -> None:
-    assert len({(view.suite, view.metric) for view in VIEWS}) == len(VIEWS)
+    assert len({(view.suite, view.name) for view in VIEWS}) == len(VIEWS)
     assert {view.sentence.format("x") != view.sentence for view in VIEWS} == {True}
 
 

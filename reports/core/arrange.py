@@ -40,6 +40,8 @@ class View:
         sentence: how its value is told.
         by_impl: whether impls of one op can differ in it.
         drawn: whether it is plotted.
+        over: an op; values are divided by that of its best impl at the same place.
+        formula: the metric that tells it by closed form, where nothing was measured.
     """
 
     suite: str
@@ -48,6 +50,13 @@ class View:
     sentence: str = "{}"
     by_impl: bool = True
     drawn: bool = True
+    over: str = ""
+    formula: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of what it shows: the metric, or `latency_wall_over_dwconv`."""
+        return f"{self.metric}_over_{self.over}" if self.over else self.metric
 
 
 #: The first view of a suite whose metric occurs is its headline. A suite without views has a table for every metric.
@@ -55,12 +64,28 @@ VIEWS = (
     View("latency", "latency_device", "Latency, warm, device clock", "takes {}"),
     View("latency", "latency_wall", "Latency, warm, host clock", "takes {}"),
     View("latency", "latency_cold", "Latency, last-level cache flushed before each call", "takes {}"),
+    View(
+        "latency",
+        "latency_device",
+        "Latency over depthwise convolution's, device clock",
+        "{} times",
+        over="dwconv",
+    ),
+    View("latency", "latency_wall", "Latency over depthwise convolution's, host clock", "{} times", over="dwconv"),
     View("latency", "roof_fraction", "Share of the roof that binds", drawn=False),
     View("params", "params", "Parameters", "has {} parameters", by_impl=False),
     View("flops", "macs", "Multiply-accumulates of one call", "needs {}", by_impl=False),
-    View("memory", "peak_memory", "Memory during the call, beyond inputs and parameters", "takes {}"),
+    View(
+        *("memory", "peak_memory", "Runtime memory, beyond inputs and parameters", "takes {}"),
+        formula="peak_memory_formula",
+    ),
     View("memory", "saved_memory", "Memory kept for backward", "keeps {}"),
-    View("memory", "filter_memory", "Memory of generated filters", "generates filters of {}"),
+    View(
+        *("memory", "filter_memory", "Memory of generated filters", "generates filters of {}"),
+        formula="filter_memory_formula",
+    ),
+    View("complexity", "latency_device_n1c8k3", "The smallest call: one pixel, 8 channels, device clock", drawn=False),
+    View("complexity", "latency_wall_n1c8k3", "The smallest call: one pixel, 8 channels, host clock", drawn=False),
 )
 
 
@@ -95,11 +120,13 @@ class Cell(NamedTuple):
     Args:
         metric: None if it has no such number, or one that is no result (its case failed later).
         status: why there is no number, in words.
+        formula: the number by closed form, where there is no other.
     """
 
     record: Record
     metric: Metric | None
     status: str
+    formula: Metric | None = None
 
 
 @dataclass
@@ -186,20 +213,50 @@ def _pivot(entries: list[Entry], view: View) -> Pivot:
         series = own if view.by_impl else own._replace(impl="")
         metric = record.metric(view.metric)
         row = rows.setdefault(place, {})
-        cell = _cell(record, metric)
+        cell = _cell(record, metric, view.formula)
         if series not in row or cell.metric:
             row[series] = cell
         unit = metric.unit if metric else unit
     rows = {place: rows[place] for place in sorted(rows, key=_sortable)}
     columns = sorted({series for row in rows.values() for series in row}, key=lambda s: s.rank)
     varying = [axis for i, axis in enumerate(PLACE_AXES) if len({place[i] for place in rows}) > 1]
-    return Pivot(view.metric, unit, rows, columns, varying)
+    if view.over:
+        rows, unit = {place: _relative(row, view) for place, row in rows.items()}, ""
+    return Pivot(view.name, unit, rows, columns, varying)
 
 
-def _cell(record: Record, metric: Metric | None) -> Cell:
+def _relative(row: dict[Series, Cell], view: View) -> dict[Series, Cell]:
+    """A row divided by the best cell of the view's baseline, without numbers if there is none."""
+    bases = [cell.metric for series, cell in row.items() if series.op == view.over and cell.metric]
+    base = min(bases, key=number, default=None)
+    if base is None or not number(base):
+        return {series: cell._replace(metric=None) for series, cell in row.items()}
+    return {
+        series: cell._replace(metric=cell.metric and divided(cell.metric, base, view.name))
+        for series, cell in row.items()
+    }
+
+
+def divided(metric: Metric, base: Metric, name: str = "ratio") -> Metric:
+    """A metric as a multiple of another; the bounds of both are taken at their worst."""
+    if metric is base:
+        return Metric(name, "", 1.0)
+    low = high = None
+    if metric.low is not None and metric.high is not None and base.low and base.high:
+        low, high = metric.low / base.high, metric.high / base.low
+    return Metric(name, "", number(metric) / number(base), low, high)
+
+
+def number(metric: Metric) -> float:
+    """The value of a metric of which it is known that there is one."""
+    assert metric.value is not None
+    return metric.value
+
+
+def _cell(record: Record, metric: Metric | None, formula: str) -> Cell:
     status = record.status if metric is None else metric_status(record, metric)[0]
     if status != "ok":
-        return Cell(record, None, status.replace("_", " "))
+        return Cell(record, None, status.replace("_", " "), record.metric(formula))
     return Cell(record, metric if metric and metric.value is not None else None, "")
 
 

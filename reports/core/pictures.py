@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .. import Metric, Run
-from .arrange import PLACE_AXES, Arrangement, Pivot, Place, Series, View, axis_text, place_text
+from .arrange import OPS, PLACE_AXES, Arrangement, Pivot, Place, Series, View, axis_text, place_text
+from .growth import Growth, growths
 
 #: Drawing takes a good part of a second each, so beyond one of each view no run has more; tables have the rest.
-MOST_PICTURES = 4
+MOST_PICTURES = 5
+#: Of the picture of slopes, without suffix.
+GROWTH_PATH = "plots/complexity-growth"
 #: What a metric is drawn against: the first of these that takes several values, else bars.
 _X_AXES = ("resolution", "channels", "kernel_size", "batch", "threads")
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
@@ -27,6 +31,7 @@ class Picture:
         ticks: where that axis has points, and what they are called.
         lines: by series, the points (x, metric) in rising order; a bar has its only point at 0.
         missing: series that have fewer points, and why, in words.
+        by_formula: points of the closed form, where nothing was measured.
     """
 
     suite: str
@@ -39,10 +44,26 @@ class Picture:
     ticks: dict[float, str]
     lines: dict[Series, list[tuple[float, Metric]]]
     missing: list[str]
+    by_formula: dict[Series, list[tuple[float, Metric]]]
+
+    @property
+    def series(self) -> list[Series]:
+        """Of all its points, measured or by formula, in order."""
+        return sorted({*self.lines, *self.by_formula}, key=lambda s: s.rank)
+
+    def ends(self, series: Series) -> tuple[float, Metric]:
+        """Its last point."""
+        return max([*self.lines.get(series, []), *self.by_formula.get(series, [])], key=lambda point: point[0])
 
     @property
     def points(self) -> int:
         return sum(map(len, self.lines.values()))
+
+
+def drawn_growths(runs: list[Run]) -> list[Growth]:
+    """The slopes that the picture of a single run shows: those of the suite `complexity`, ops in order."""
+    found = [g for run in runs for g in growths(run) if g.suite == "complexity" and g.slope is not None]
+    return sorted(found, key=lambda g: OPS.index(g.op) if g.op in OPS else len(OPS)) if len(runs) == 1 else []
 
 
 def pictures(arranged: Arrangement) -> tuple[list[Picture], int]:
@@ -72,43 +93,54 @@ def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
     device = str((runs[0].environment.get("device") or {}).get("name") or "") if len(runs) == 1 else ""
     found = []
     for common, group in groups.items():
-        lines, ticks = _lines(table, group, x_axis)
+        lines, ticks = _lines(table, group, x_axis, _drawable)
+        by_formula, more = _lines(table, group, x_axis, _formula) if x_axis else ({}, {})
         found.append(
             Picture(
                 suite=view.suite,
-                path="plots/" + "-".join([view.suite, view.metric, *(_slug(axis, common) for axis in varying)]),
+                path="plots/" + "-".join([view.suite, view.name, *(_slug(axis, common) for axis in varying)]),
                 title=view.title,
                 where=", ".join(filter(None, (device, place_text(common)))),
-                metric=view.metric,
+                metric=view.name,
                 unit=table.unit,
                 x_axis=x_axis,
-                ticks=ticks,
+                ticks=dict(sorted((ticks | more).items())),
                 lines=lines,
                 missing=_missing(table, group, x_axis),
+                by_formula=by_formula,
             )
         )
     return [picture for picture in found if picture.points]
 
 
 def _lines(
-    table: Pivot, group: list[Place], x_axis: str | None
+    table: Pivot,
+    group: list[Place],
+    x_axis: str | None,
+    point: Callable[[Pivot, Place, Series], Metric | None],
 ) -> tuple[dict[Series, list[tuple[float, Metric]]], dict[float, str]]:
     lines: dict[Series, list[tuple[float, Metric]]] = {}
     ticks: dict[float, str] = {}
     for series in table.columns:
         for place in group:
-            metric = _drawable(table, place, series)
+            metric = point(table, place, series)
             if metric and (x_axis is None or place[_INDEX[x_axis]] is not None):
                 x, label = _tick(place, x_axis)
                 lines.setdefault(series, []).append((x, metric))
                 ticks[x] = label
-    return lines, dict(sorted(ticks.items()))
+    return lines, ticks
 
 
 def _drawable(table: Pivot, place: Place, series: Series) -> Metric | None:
     """The metric there, if a logarithmic axis can show it."""
     metric = table.value(place, series)
     return metric if metric and (metric.value or 0) > 0 else None
+
+
+def _formula(table: Pivot, place: Place, series: Series) -> Metric | None:
+    """The closed form there, likewise, where nothing was measured."""
+    cell = table.rows[place].get(series)
+    return cell.formula if cell and cell.formula and (cell.formula.value or 0) > 0 else None
 
 
 def _missing(table: Pivot, group: list[Place], x_axis: str | None) -> list[str]:
@@ -120,6 +152,7 @@ def _missing(table: Pivot, group: list[Place], x_axis: str | None) -> list[str]:
             if cell is None or _drawable(table, place, series):
                 continue
             why = "is 0" if table.value(place, series) else cell.status
+            why += ", hollow by closed form" if why and _formula(table, place, series) else ""
             if why:
                 where = found.setdefault((series.label, why), [])
                 where += filter(None, [_tick(place, x_axis)[1]])

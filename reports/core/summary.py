@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .. import FAILURES, STATUSES, Metric, Record, Run
-from .arrange import BASELINES, PLACE_AXES, Arrangement, Pivot, Place, Series, View, place_text
+from .arrange import BASELINES, PLACE_AXES, Arrangement, Pivot, Place, Series, View, divided, number, place_text
 from .claims.judge import judge, verdict_counts
-from .ratios import divided
 from .units import Scale, bounds, digits, quantity, with_bounds
 
 _RESOLUTION = PLACE_AXES.index("resolution")
@@ -100,7 +99,7 @@ def terminal_summary(run: Run) -> str:
             lines += [head, *_cost_table(answer)]
         else:
             told = (
-                f"{c.series.label} {quantity(c.metric.name, c.metric.unit, _number(c.metric))}" for c in answer.costs
+                f"{c.series.label} {quantity(c.metric.name, c.metric.unit, number(c.metric))}" for c in answer.costs
             )
             lines.append(f"{head}: {', '.join(told)}")
         lines += [
@@ -126,18 +125,18 @@ def _answer(view: View, table: Pivot) -> Answer:
     for series in table.columns:
         metric = table.value(place, series)
         key = (series.op, series.variant)
-        if metric and (key not in best or _number(metric) < _number(best[key][1])):
+        if metric and (key not in best or number(metric) < number(best[key][1])):
             best[key] = (series, metric)
     of_op = {base: [found for found in best.values() if found[0].op == base] for base in BASELINES}
-    bases = [min(found, key=lambda f: _number(f[1])) for found in of_op.values() if found]
+    bases = [min(found, key=lambda f: number(f[1])) for found in of_op.values() if found]
     costs = [
         Cost(
             series,
             metric,
             table.rows[place][series].record,
-            {base.label: divided(metric, under) for base, under in bases if base != series and _number(under) > 0},
+            {base.label: divided(metric, under) for base, under in bases if base != series and number(under) > 0},
         )
-        for series, metric in sorted(best.values(), key=lambda found: (_number(found[1]), found[0].rank))
+        for series, metric in sorted(best.values(), key=lambda found: (number(found[1]), found[0].rank))
     ]
     ops = {series.op for series, _ in best.values()}
     absent = [(series, table.rows[place][series].record) for series in table.columns if series in table.rows[place]]
@@ -167,12 +166,7 @@ def _place(table: Pivot) -> Place:
 
 
 def _ratio(ratio: Metric) -> str:
-    return f"{digits(_number(ratio))} {bounds(ratio, Scale(1.0, ''))}".rstrip()
-
-
-def _number(metric: Metric) -> float:
-    assert metric.value is not None  # a pivot gives only such
-    return metric.value
+    return f"{digits(number(ratio))} {bounds(ratio, Scale(1.0, ''))}".rstrip()
 
 
 def _status(record: Record) -> str:
@@ -183,7 +177,7 @@ def _cost_table(answer: Answer) -> list[str]:
     bases = answer.baselines
     table = [["", "", *(f"x {base}" for base in bases), ""]]
     for cost in answer.costs:
-        ratios = [digits(_number(cost.ratios[base])) if base in cost.ratios else "" for base in bases]
+        ratios = [digits(number(cost.ratios[base])) if base in cost.ratios else "" for base in bases]
         table.append([cost.series.label, with_bounds(cost.metric), *ratios, cost.roof])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops import Costs, Inputs, Op, load
+from ops import Costs, Inputs, Op, Point, load
 from suites import Case
 from suites.core.clocks import Clock
 from suites.core.devices import Device, open_device
@@ -46,6 +47,10 @@ class Bench:
         self._slowdown = slowdown
         self.device: Device = open_device(case.device)
         self.op: Op = load(Path(case.file))[case.op]
+
+    def at(self, point: Point) -> Bench:
+        """The same at another point."""
+        return Bench(replace(self.case, point=point), self.seed, self.check)
 
     @cached_property
     def costs(self) -> Costs:

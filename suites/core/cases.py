@@ -190,7 +190,7 @@ def _suite_cases(selection: Selection, suite: Suite, ops: list[Declaration], cor
     ]
     if "height" in suite.axes:
         names.append("size")  # last, so that it varies fastest and tables read from small to large
-    grid = itertools.product(*(selection.values(name, cores) for name in names))
+    grid = itertools.product(*(_values(selection, suite, name, cores) for name in names))
     points = [dict(zip(names, values, strict=True)) for values in grid]
     return [
         _case(selection, suite, op, impl, point, own, cores)
@@ -199,6 +199,13 @@ def _suite_cases(selection: Selection, suite: Suite, ops: list[Declaration], cor
         for own in _own_values(selection, suite, op, cores)
         for impl in _impls(selection, suite, op)
     ]
+
+
+def _values(selection: Selection, suite: Suite, name: str, cores: int) -> list[Any]:
+    """Values of an axis that every op has: asked for, else the suite's own, else the preset's."""
+    if name in suite.own_values and name not in selection.axes:
+        return list(suite.own_values[name])
+    return selection.values(name, cores)
 
 
 def _own_values(selection: Selection, suite: Suite, op: Declaration, cores: int) -> list[dict[str, AxisValue]]:

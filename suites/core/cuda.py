@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from reports import Json
+from suites.core.allocations import Allocations, no_collection, trace
 from suites.core.clocks import Call, Clock, Samples, WallClock, warm_up
 
 #: Seconds of calls in one captured graph, so that launching it costs little beside it.
@@ -30,6 +31,8 @@ class Cuda:
     """One CUDA device, see `suites.core.devices.Device`."""
 
     main_clock = "latency_device"
+    #: A block of the allocator with less than 1 MiB to spare is not split.
+    rounding = 2**20
 
     def __init__(self, name: str):
         if not torch.cuda.is_available():
@@ -76,6 +79,30 @@ class Cuda:
             return result
 
         return slowed
+
+    def allocations(self, call: Call) -> Allocations:
+        """Peak and rest by the allocator's own count, which rounds up to 512 B, its sizes by the profiler.
+
+        `reserved_memory` is what the allocator takes from the device for the call, with its cache emptied before;
+        `process_memory` is by how much NVML sees the device's used memory grow, libraries and fragments included.
+        """
+        call()  # library handles, and workspaces for cuDNN to choose its algorithm
+        torch.cuda.synchronize()
+        with no_collection():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+            used = self._monitor.used_memory()
+            result = call()
+            torch.cuda.synchronize()
+            kept = torch.cuda.memory_allocated() - before
+            further = {"reserved_memory": torch.cuda.max_memory_reserved() - reserved}
+            after = self._monitor.used_memory()
+        if used is not None and after is not None:
+            further["process_memory"] = after - used
+        peak = torch.cuda.max_memory_allocated() - before
+        del result
+        return Allocations(peak, kept, trace(call, "cuda").sizes, further)
 
     def settings(self) -> Json:
         return {
@@ -239,6 +266,11 @@ class Monitor:
             "max_memory_clock": hertz(self._ask("nvmlDeviceGetMaxClockInfo", self._nvml.NVML_CLOCK_MEM)),
             "power_limit": thousandth(self._ask("nvmlDeviceGetEnforcedPowerLimit")),
         }
+
+    def used_memory(self) -> int | None:
+        """Bytes of the device's memory in use, by whatever process."""
+        info = self._ask("nvmlDeviceGetMemoryInfo")
+        return None if info is None else int(info.used)
 
     def read(self) -> Json:
         """Clocks in Hz, temperature in Celsius, power in W, energy since boot in J, and what slows the clocks."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from reports import Json
+from suites.core.allocations import Allocations, trace
 from suites.core.clocks import Call, Clock, ColdClock, WallClock, typical_seconds
 from suites.core.machine import available_memory, cpu_name, last_level_cache
 
@@ -23,11 +24,13 @@ class Device(Protocol):
         torch: as torch names it.
         cache: bytes of the last-level cache.
         main_clock: the metric whose latency is held against the roofs.
+        rounding: bytes by which its allocator may exceed what it is asked for.
     """
 
     torch: torch.device
     cache: int
     main_clock: str
+    rounding: int
 
     def describe(self) -> Json:
         """Name and properties, for `run.json`."""
@@ -41,6 +44,9 @@ class Device(Protocol):
     def slowed(self, call: Call, part: float) -> Call:
         """`call` followed by a delay on the device, of that part of the call's own time."""
 
+    def allocations(self, call: Call) -> Allocations:
+        """Tells what each call allocates, what a first one sets up for good left out."""
+
     def settings(self) -> Json:
         """How this process measures, for the record."""
 
@@ -49,6 +55,7 @@ class Cpu:
     """The host's processor, all threads that torch was given."""
 
     main_clock = "latency_wall"
+    rounding = 0
 
     def __init__(self) -> None:
         self.torch = torch.device("cpu")
@@ -82,6 +89,9 @@ class Cpu:
             return result
 
         return slowed
+
+    def allocations(self, call: Call) -> Allocations:
+        return trace(call)  # the first call allocates no more than any other: tests hold it
 
     def settings(self) -> Json:
         return {"threads": torch.get_num_threads()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops import AxisValue, op_files
+from ops import AxisValue, Costs, op_files
 from reports import Json, Metric, Record
 from suites import PROCESS_AXES, Case, Declaration, Suite
 from suites.core.cases import PRESETS, Selection, UsageError, expand, record
@@ -79,7 +79,7 @@ class Plan:
         if not self.suites[case.suite].timed:
             return OVERHEAD[False] + WARM_CALLS * call
         processes = self.selection.processes
-        sampling = max(self.selection.seconds, processes * call)
+        sampling = max(self.suites[case.suite].ceiling * self.selection.seconds, processes * call)
         return processes * (OVERHEAD[True] + WARM_CALLS * call) + CHECK_CALLS * call + sampling
 
     def total_forecast(self, cases: Iterable[Case]) -> float:
@@ -99,19 +99,23 @@ class Plan:
 
     def settled(self, case: Case, run: str) -> Record | None:
         """The record of a case that need not be measured, or None."""
-        if "batch" not in self.suites[case.suite].axes:
-            return None  # such a suite does not call the op at its shape
+        if not self.suites[case.suite].at_points:
+            return None
         need, call = self.need(case), self.call_forecast(case)
         if need > self.free:
             reason = f"needs {need} B by formula, {self.free} B are free"
-            return record(
-                case, run, "does_not_fit", reason, metrics=[Metric("memory_needed", "B", need, better="less")]
-            )
+            return record(case, run, "does_not_fit", reason, metrics=self._by_formula(case))
         longest = PRESETS[self.selection.preset].longest_call
         if longest is not None and not self.selection.forced and call > longest:
             reason = f"one call is forecast to take {call:.1f} s, preset limit {longest:g} s; --seconds measures it"
-            return record(case, run, "skipped", reason)
+            return record(case, run, "skipped", reason, metrics=self._by_formula(case))
         return None
+
+    def _by_formula(self, case: Case) -> list[Metric]:
+        """What is told of a case that is not measured: the bytes it would need, and what its suite can tell."""
+        costs = Costs(**self.costs[case.id])
+        needed = Metric("memory_needed", "B", self.need(case), better="less")
+        return [needed, *self.suites[case.suite].by_formula(case.point, costs)]
 
     def broken_records(self, run: str) -> list[Record]:
         """A record in each suite for every op file that cannot be read."""

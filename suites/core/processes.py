@@ -108,7 +108,13 @@ class Server:
         self._link, theirs = socket.socketpair()
         # One OpenBLAS thread: NumPy would start a pool on import, and a server with threads must not fork.
         # One compile thread: inductor would start a pool of processes beside every worker.
-        settled = {"OPENBLAS_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        # The profiler's library, which reads its level as it is loaded, would log each of its starts.
+        settled = {
+            "OPENBLAS_NUM_THREADS": "1",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+            "KINETO_LOG_LEVEL": "6",
+        }
         environment = {**os.environ, **settled, "PYTHONUNBUFFERED": "1"}
         # The working directory comes first on the path of `python -m`, so that `ops` is the tree's.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -238,7 +238,7 @@ class Engine:
                 member = self._begin(outcome, worker, process)
                 if member is not None:
                     members.append(member)
-            if suite.timed and members:
+            if suite.timed and suite.at_points and members:
                 worker = self.servers[process].fork()
                 stack.callback(worker.close)
                 members += self._begin_roofs(roofs, worker, members, process)
@@ -248,7 +248,8 @@ class Engine:
         clocks = self.taker.begin(outcome, worker, process)
         if outcome.status != "ok":
             return None
-        share = self.selection.seconds / self.selection.processes / max(1, len(clocks))
+        ceiling = self.plan.suites[outcome.case.suite].ceiling * self.selection.seconds
+        share = ceiling / self.selection.processes / max(1, len(clocks))
         return Member(worker, outcome, {clock: Series(share) for clock in clocks})
 
     def _begin_roofs(self, roofs: Roofs, worker: Worker, members: list[Member], process: int) -> list[Member]:
@@ -323,7 +324,8 @@ def latencies(outcome: Outcome) -> list[Metric]:
     """Median and 95 % bounds of every clock."""
     names = list(dict.fromkeys(block.metric for block in outcome.blocks))
     found = []
-    for name in [name for name in CLOCK_ORDER if name in names]:
+    known = [name for name in CLOCK_ORDER if name in names]
+    for name in dict.fromkeys([*known, *names]):
         estimate = interval(by_process(outcome.blocks, name))
         found.append(Metric(name, "s", estimate.value, estimate.low, estimate.high, better="less"))
     return found

@@ -8,7 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from ... import Metric, Record
-from ..ratios import divided
+from ..arrange import divided
 from ..units import digits
 from . import EXCEEDED, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, Finding
 from .evidence import Evidence, Value
