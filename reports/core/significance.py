@@ -11,7 +11,7 @@ with any false alarm is then at most the stated level, whatever the distribution
 The statistic only decides the power, which `docs/comparing.md` has in numbers. It is a t statistic, twice steadied,
 both times without regard to the labels that the test permutes:
 
-- The pooled variance of a hypothesis is averaged with the median variance of all of them under the same labels, which
+- The pooled variance of a hypothesis is averaged with the median variance of the others under the same labels, which
   counts as `PRIOR` degrees of freedom (after G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004). Of 60 cases, some
   are separated perfectly by chance under some labels, and their tiny variance would set the bar for all others.
 - The few most extreme processes are drawn in to their neighbours (`_drawn_in`), so that one disturbed process does not
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-#: Statistics by labels, values and the common variance, if known already; returns that variance too.
+#: Statistics by labels, values and the variance of the others, if known already, which is returned too.
 Statistic = Callable[[Floats, Floats, Floats | None], tuple[Floats, Floats]]
 
 #: Relabellings are enumerated up to this number; beyond it, so many are drawn.
@@ -39,8 +39,8 @@ MOST_EXACT, DRAWN = 25_000, 20_000
 #: Numbers held at once; with thousands of hypotheses fewer labels are used, but never fewer than 10,000.
 MOST_NUMBERS, FEWEST_DRAWN = 50_000_000, 10_000
 #: Labels that are looked at to tell what would have been detected.
-MOST_LOOKED_AT = 2000
-#: Degrees of freedom that the variance of all hypotheses is worth to each of them.
+MOST_LOOKED_AT = 1000
+#: Degrees of freedom that the variance of the other hypotheses is worth to each of them.
 PRIOR = 2
 #: Coverage of the interval of one hypothesis.
 COVERAGE = 0.95
@@ -48,8 +48,8 @@ COVERAGE = 0.95
 _ROUNDING = 1 - 1e-9
 #: Below any spread of logs that a clock can show: where there is no spread at all, nothing is divided by zero.
 _TINY = 1e-12
-#: The largest effect looked for (a thousandfold), and how finely, on the log scale.
-_LARGEST, _FINE = math.log(1000), 1e-5
+#: The largest effect looked for (a hundredfold), and how finely, on the log scale.
+_LARGEST, _FINE = math.log(100), 1e-4
 
 
 class Finding(NamedTuple):
@@ -93,8 +93,11 @@ def unpaired(base: Floats, new: Floats, level: float, seed: int = 0) -> list[Fin
     effects = [_shift(base[:, h], new[:, h]) for h in range(base.shape[1])]
     share = min(len(base), len(new)) / max(1, len(base) + len(new))
 
+    values = _centred(np.concatenate([base, new]))
+    is_new = np.arange(len(values))[:, None] >= len(base)
+
     def changed(by: Floats) -> Floats:
-        return _drawn_in(_centred(np.concatenate([base, new + by])), share)
+        return _drawn_in(values + is_new * by, share)
 
     labels = _splits(len(base), len(base) + len(new), base.shape[1], seed)
     attainable = np.array([attainable_unpaired(int(m), int(n)) for m, n in zip(*counts, strict=True)])
@@ -159,18 +162,20 @@ def _findings(
         return []
     values = changed(np.zeros(len(effects)))
     chunk = max(1, 2_000_000 // len(effects))
-    parts = [statistic(labels[i : i + chunk], values, None) for i in range(0, len(labels), chunk)]
-    found, common = (np.concatenate(part) for part in zip(*parts, strict=True))
+    parts = [statistic(labels[i : i + chunk], values, None)[0] for i in range(0, len(labels), chunk)]
+    found = np.concatenate(parts)
     p = step_down(found)
     # A part of the labels tells nearly as well where the bar lies; the observed ones stay the first.
     some = slice(None, None, math.ceil(len(labels) / MOST_LOOKED_AT))
     rivals = _rivals(found[some], p > level)
+    common = statistic(labels[some], values, None)[1]
     allowed = (math.floor(level * len(labels)) - 1) / max(1, len(labels) - 1)
 
     def significant(effect: Floats) -> Bools:
-        own, _ = statistic(labels[some], changed(effect - middles), common[some])
+        own, _ = statistic(labels[some], changed(effect - middles), common)
         as_far = np.maximum(own[1:], rivals[1:]) >= own[0] * _ROUNDING
-        return (attainable <= level) & (as_far.sum(axis=0) <= allowed * len(as_far))
+        enough: Bools = (attainable <= level) & (as_far.sum(axis=0) <= allowed * len(as_far))
+        return enough
 
     middles = np.nan_to_num(np.array([effect for effect, _, _ in effects]))
     detectable = _smallest(significant, np.where(middles < 0, -1.0, 1.0))
@@ -208,7 +213,8 @@ def _rivals(found: Floats, undecided: Bools) -> Floats:
     held[rows, largest] = 0.0
     second = held.max(axis=1)
     is_largest = largest[:, None] == np.arange(found.shape[1])
-    return np.where(is_largest, second[:, None], first[:, None])
+    rivals: Floats = np.where(is_largest, second[:, None], first[:, None])
+    return rivals
 
 
 def _smallest(significant: Callable[[Floats], Bools], sign: Floats) -> Floats:
@@ -250,14 +256,23 @@ def _from_zero(signs: Floats, values: Floats, prior: Floats | None) -> tuple[Flo
 def _steadied(
     difference: Floats, residual: Floats, freedom: Floats, factor: Floats, prior: Floats | None
 ) -> tuple[Floats, Floats]:
-    """|difference| over its standard error, steadied by the median variance of all unless `prior` is given."""
+    """|difference| over its standard error, steadied by the median variance of the others unless `prior` is given."""
     defined = np.isfinite(difference) & np.isfinite(residual) & (freedom > 0)
     variance = np.where(defined, residual / freedom, np.nan)
     if prior is None:
-        middle = np.maximum(defined.sum(axis=1, keepdims=True) - 1, 0) // 2
-        prior = np.take_along_axis(np.sort(variance, axis=1), middle, axis=1)  # NaN last
-    scale = np.sqrt((freedom * variance + PRIOR * prior) / (freedom + PRIOR) * factor) + _TINY
+        prior = _median_of_others(variance, defined.sum(axis=1, keepdims=True))
+    steady = np.where(np.isnan(prior), variance, prior)
+    scale = np.sqrt((freedom * variance + PRIOR * steady) / (freedom + PRIOR) * factor) + _TINY
     return np.where(defined, difference / scale, 0.0), prior
+
+
+def _median_of_others(variance: Floats, defined: NDArray[np.int64]) -> Floats:
+    """The (lower) median of each row without the value itself; NaN where there is no other."""
+    ordered = np.sort(variance, axis=1)  # NaN last
+    middle = np.maximum(defined - 2, 0) // 2
+    lower = np.take_along_axis(ordered, middle, axis=1)
+    upper = np.take_along_axis(ordered, np.minimum(middle + 1, ordered.shape[1] - 1), axis=1)
+    return np.where(defined > 1, np.where(variance <= lower, upper, lower), np.nan)
 
 
 # What the labels leave alone
