@@ -279,10 +279,12 @@ def _median_of_others(variance: Floats, defined: NDArray[np.int64]) -> Floats:
 
 
 def _centred(values: Floats) -> Floats:
-    """Values about their median, so that rounding does not grow with their size."""
-    columns = (column[~np.isnan(column)] for column in values.T)
-    middle: Floats = np.array([np.median(column) if column.size else 0.0 for column in columns])
-    return values - middle
+    """Values about one in their middle, so that rounding does not grow with their size."""
+    if not len(values):
+        return values
+    middle = np.maximum(np.sum(~np.isnan(values), axis=0) - 1, 0) // 2
+    centre: Floats = np.sort(values, axis=0)[middle, np.arange(values.shape[1])]  # NaN last
+    return values - centre
 
 
 def _drawn_in(values: Floats, share: float, upper_only: bool = False) -> Floats:
@@ -368,7 +370,7 @@ def _middle_and_bounds(ordered: Floats, chances: Floats) -> tuple[float, float, 
     if not ordered.size:
         return math.nan, -math.inf, math.inf
     outside = int(np.sum(np.cumsum(chances) <= (1 - COVERAGE) / 2))
-    middle = float(np.median(ordered))
+    middle = float(ordered[(ordered.size - 1) // 2] + ordered[ordered.size // 2]) / 2
     return (middle, float(ordered[outside - 1]), float(ordered[-outside])) if outside else (middle, -math.inf, math.inf)
 
 
