@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from conftest import ROOT, Runner
 from sample_runs import COMPARISON_FILES, GOLDEN, environment, record, sample_comparison
 
 from reports import Block, Metric, Record, Run
-from reports.core.compare import compare
+from reports.core.compare import _logs, compare
 from reports.core.records import RunDirectory, RunError
 from reports.core.verdict_tables import as_csv, as_json, terminal
 from reports.core.verdicts import CHANGED, Comparison, Verdict
@@ -178,6 +179,26 @@ def test_two_separate_runs_of_the_same_program_are_the_same(tmp_path: Path) -> N
     sides = [[Run(tmp_path, environment(), made(5, 2 * i + j)) for j in (0, 1)] for i in range(20)]
     alarms = sum(bool(compare(base, new, floor=0.0).of("slower", "faster")) for base, new in sides)
     assert alarms <= 4
+
+
+@pytest.mark.parametrize(
+    ("factor", "floor", "verdict"),
+    [
+        (1.02, 0.03, "same"),
+        (1.04, 0.03, "slower"),
+        (1.02, 0.01, "slower"),
+        (1 / 1.02, 0.03, "same"),
+        (0.9, 0.2, "same"),
+    ],
+)
+def test_what_is_below_the_floor_is_not_called_a_change(factor: float, floor: float, verdict: str) -> None:
+    """Without noise every effect is significant."""
+    sides = []
+    for scale in (1.0, factor):
+        samples = [Block("latency_wall", process, 0, 1.0, 1, [1e-3 * scale]) for process in range(5)]
+        sides.append(run(record("latency", "conv", "torch", 7, samples=samples)))
+    (found,) = compare(*sides, floor=floor).verdicts
+    assert (found.verdict, found.detectable) == (verdict, pytest.approx(floor))
 
 
 # Exact metrics
@@ -355,10 +376,8 @@ def test_nothing_to_compare_is_an_error() -> None:
 
 def test_processes_are_matched_by_their_number() -> None:
     """A process that one clock has no samples of leaves the others where they are."""
-    base, new = made(5), made(5)
-    new[ONE].samples = [b for b in new[ONE].samples if (b.metric, b.process) != ("latency_cold", 0)]
-    (verdict,) = [v for v in compare(run(*base), run(*new)).verdicts if v.processes == 4]
-    assert (verdict.case, verdict.metric, verdict.verdict) == (name_of(ONE), "latency_cold", "same")
+    logs = _logs([{0: 1.0, 1: math.e, 2: 1.0}, {1: math.e, 2: 1.0}])
+    assert np.array_equal(logs, [[0.0, math.nan], [1.0, 1.0], [0.0, 0.0]], equal_nan=True)
 
 
 # The command line

@@ -67,6 +67,13 @@ def test_changes_are_found(noise: str, sides: tuple[int, int], effect: float, le
         assert found(30, lambda seed: two_runs(NOISES[noise], *sides, effect, seed)) >= least
 
 
+def test_the_variance_of_the_others_makes_changes_easier_to_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    with quick():
+        steadied = found(40, lambda seed: two_runs(NOISES["normal"], 4, 4, 0.08, seed))
+        monkeypatch.setattr(significance, "PRIOR", 0)
+        assert found(40, lambda seed: two_runs(NOISES["normal"], 4, 4, 0.08, seed)) < steadied - 0.1
+
+
 @pytest.mark.parametrize(("noise", "effect"), [("normal", 0.05), ("correlated cases", 0.08), ("heavy tails", 0.08)])
 def test_changes_of_pairs_are_found(noise: str, effect: float) -> None:
     with quick():
@@ -145,6 +152,8 @@ def test_step_down_holds_a_hypothesis_against_those_that_are_still_undecided() -
     found = np.array([[9.0, 3.0, 1.0], [8.0, 2.0, 0.5], [7.0, 0.0, 2.0], [1.0, 4.0, 0.0]])
     assert list(significance.step_down(found)) == [0.25, 0.5, 0.5]
     assert list(significance.step_down(found[:, [2, 0, 1]])) == [0.5, 0.25, 0.5]
+    falling = np.array([[5.0, 1.0], [6.0, 0.0], [6.0, 0.0], [0.0, 0.0]])
+    assert list(significance.step_down(falling)) == [0.75, 0.75]
 
 
 def test_ranks_are_counted_as_by_brute_force() -> None:
@@ -236,6 +245,13 @@ def test_seeds_repeat_and_differ_only_where_labels_are_drawn() -> None:
     assert first == again
     assert [f.p for f in first] != [f.p for f in other]
     assert unpaired(x[:4], x[4:9], LEVEL, 1) == unpaired(x[:4], x[4:9], LEVEL, 2)
+
+
+def test_the_observed_labels_are_the_first_of_those_drawn() -> None:
+    x = np.random.default_rng(2).normal(0, 0.01, (24, 5))
+    x[12:, 0] += 1.0
+    assert unpaired(x[:12], x[12:], LEVEL)[0].p == 1 / significance.DRAWN
+    assert paired(x[12:].repeat(2, axis=0), LEVEL)[0].p == 1 / significance.DRAWN
 
 
 def test_nothing_to_compare_is_no_finding() -> None:
