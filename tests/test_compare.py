@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sample_runs import COMPARISON_FILES, GOLDEN, environment, record, sample_co
 
 from reports import Block, Metric, Record, Run
 from reports.core.compare import _logs, compare
-from reports.core.records import RunDirectory, RunError
+from reports.core.records import RunDirectory, RunError, load_run
 from reports.core.verdict_tables import as_csv, as_json, terminal
 from reports.core.verdicts import CHANGED, Comparison, Verdict
 
@@ -179,6 +180,33 @@ def test_two_separate_runs_of_the_same_program_are_the_same(tmp_path: Path) -> N
     sides = [[Run(tmp_path, environment(), made(5, 2 * i + j)) for j in (0, 1)] for i in range(20)]
     alarms = sum(bool(compare(base, new, floor=0.0).of("slower", "faster")) for base, new in sides)
     assert alarms <= 4
+
+
+def resampled(published: Run, seed: int) -> Run:
+    """Nine processes with the noise of a real run: each has blocks drawn from one of that run's, every case apart."""
+    generator = np.random.default_rng(seed)
+    records = []
+    for taken in published.records:
+        samples = []
+        for metric in dict.fromkeys(block.metric for block in taken.samples):
+            for process in range(9):
+                like = generator.integers(3)
+                blocks = [b for b in taken.samples if (b.metric, b.process) == (metric, like)]
+                drawn = [blocks[i] for i in generator.integers(len(blocks), size=len(blocks))]
+                samples += [replace(block, process=process, round=i) for i, block in enumerate(drawn)]
+        records.append(replace(taken, samples=samples))
+    return replace(published, records=records)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_noise_of_a_real_run_is_no_change_and_a_change_is_one(seed: int) -> None:
+    published = load_run(PUBLISHED)
+    base, new = resampled(published, seed), resampled(published, seed + 100)
+    assert {v.verdict for v in compare(base, new).verdicts} == {"same"}
+    changed = next(record for record in new.records if "ddf_op/native" in record.case and "h56" in record.case)
+    for block in changed.samples:
+        block.values = [1.5 * value for value in block.values]
+    assert {v.case for v in compare(base, new).of("slower")} == {changed.case}
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ Statistic = Callable[[Floats, Floats, Floats | None], tuple[Floats, Floats]]
 #: Relabellings are enumerated up to this number; beyond it, so many are drawn.
 MOST_EXACT, DRAWN = 25_000, 20_000
 #: Numbers held at once; with thousands of hypotheses fewer labels are used, but never fewer than 10,000.
-MOST_NUMBERS, FEWEST_DRAWN = 50_000_000, 10_000
+MOST_NUMBERS, FEWEST_DRAWN = 20_000_000, 10_000
 #: Labels that are looked at to tell what would have been detected.
 MOST_LOOKED_AT = 1000
 #: Degrees of freedom that the variance of the other hypotheses is worth to each of them.
