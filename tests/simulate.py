@@ -161,7 +161,7 @@ def main(trials: int) -> None:
         print("\nTruth within the 95 % bounds of one case:\n")
         header("noise")
         for name, noise in NOISES.items():
-            some = max(1, trials // 50)
+            some = max(1, trials // 10)
             cells = [covered(some, 0.05, lambda s, t=take, n=noise: t(n, 0.05, s)) for take in designs.values()]
             row(name, [f"{100 * part:.1f} %" for part in cells])
         print("\nFound at 5 %, mean over the noises, of other statistics:\n")

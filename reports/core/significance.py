@@ -115,7 +115,7 @@ def paired(differences: Floats, level: float, seed: int = 0) -> list[Finding]:
     effects = [_centre(differences[:, h]) for h in range(differences.shape[1])]
 
     def changed(by: Floats) -> Floats:
-        return np.sign(differences + by) * _drawn_in(np.abs(differences + by), 1.0, upper_only=True)
+        return np.sign(differences + by) * _drawn_in(np.abs(differences + by), 0.5, upper_only=True)
 
     labels = _flips(len(differences), differences.shape[1], seed)
     attainable = np.array([attainable_paired(int(n)) for n in counts])
@@ -288,12 +288,12 @@ def _centred(values: Floats) -> Floats:
 
 
 def _drawn_in(values: Floats, share: float, upper_only: bool = False) -> Floats:
-    """The most extreme values of each hypothesis set to the next ones: none at 4 processes a side, one at 5, two at 9.
+    """The most extreme values of each hypothesis set to the next ones: none of 4 a side, one of 5, two of 9.
 
     Fewer than the smaller side has, so that a whole side, however far away, is never drawn in to the other.
 
     Args:
-        share: the smaller side's share of the processes.
+        share: the smaller side's share of the values; of pairs, which are compared by their size, one half.
     """
     if not len(values):
         return values

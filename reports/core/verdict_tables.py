@@ -204,7 +204,7 @@ def _folded(verdicts: Sequence[Verdict]) -> str:
     if timed:
         told.append(
             f"{len(timed)} timed, in each of which a slow-down of {_percent(timed[0])} to {_percent(timed[-1])} "
-            f"(half of them {_percent(timed[len(timed) // 2])}) would have been seen"
+            f"(half of them at most {_percent(timed[(len(timed) - 1) // 2])}) would have been seen"
         )
     return ", ".join([*told, *([f"{exact} exact"] if exact else [])])
 
