@@ -17,8 +17,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from reports import Block, Metric, Record, Run  # noqa: E402
+from reports.core.verdict_tables import as_csv, as_json, markdown  # noqa: E402
+from reports.core.verdicts import Comparison, Verdict  # noqa: E402
 
 RUN = "20260102-030405-ab12"
+COMPARISON_FILES = {"comparison.md": markdown, "comparison.csv": as_csv, "comparison.json": as_json}
 GOLDEN_FILES = ("report.md", "claims.csv", "tables/latency.md", "tables/latency.csv", "tables/flops.csv")
 
 
@@ -100,10 +103,96 @@ def sample() -> Run:
     return Run(Path("runs") / RUN, environment(), records)
 
 
+def sample_comparison() -> Comparison:
+    """One of each verdict, an op whose name is markup, and numbers of every size."""
+    case = "latency:{}/native@cpu:float32:nchw:forward:n1c256h56w56k3s1d1"
+    timed = {"unit": "s", "processes": 9}
+    verdicts = [
+        Verdict(
+            case.format("conv"),
+            "latency_wall",
+            verdict="same",
+            base=0.01,
+            new=0.0101,
+            ratio=1.01,
+            low=0.98,
+            high=1.04,
+            p=0.71,
+            detectable=0.042,
+            **timed,
+        ),
+        Verdict(
+            case.format("ddf_op"),
+            "latency_wall",
+            verdict="slower",
+            base=8e-4,
+            new=1.2e-3,
+            ratio=1.5,
+            low=1.46,
+            high=1.53,
+            p=4.1e-5,
+            detectable=0.03,
+            worse=True,
+            **timed,
+        ),
+        Verdict(
+            case.format("ddf_op"),
+            "latency_cold",
+            verdict="faster",
+            base=2e-3,
+            new=2e-4,
+            ratio=0.1,
+            low=0.09,
+            high=0.11,
+            p=4.1e-5,
+            detectable=0.055,
+            **timed,
+        ),
+        Verdict(
+            case.format("my|op<b>*"),
+            "latency_wall",
+            "s",
+            "ambiguous",
+            3e-6,
+            9e-6,
+            3.0,
+            p=0.1,
+            processes=3,
+            needed=4,
+            reason="3 processes cannot decide it, 4 can",
+        ),
+        Verdict(
+            case.format("dwconv"),
+            "latency_wall",
+            verdict="ambiguous",
+            base=1e-3,
+            new=1.1e-3,
+            ratio=1.1,
+            low=1.05,
+            high=1.12,
+            p=0.01,
+            detectable=0.04,
+            placebo=True,
+            reason="a placebo moved",
+            **timed,
+        ),
+        Verdict(
+            "params:ddf/native@cpu:c256k3", "params", "1", "changed", 137532.0, 137600.0, 137600 / 137532, worse=True
+        ),
+        Verdict("memory:ddf/native@cpu:c256k3", "peak_memory", "B", "changed", 4096.0, 2048.0, 0.5),
+        Verdict("flops:ddf/native@cpu:c256k3", "macs", "MAC", "same", 451584.0, 451584.0, 1.0),
+        Verdict(case.format("dyfilter"), "", "", "missing", reason="timeout in NEW: no answer for\n120 s"),
+        Verdict(case.format("ddf"), "", "", "not_comparable", reason="threads 2 in BASE, 4 in NEW"),
+    ]
+    return Comparison("compare", "runs/a", "runs/b", verdicts, notes=["Runs taken apart carry drift."])
+
+
 def write_golden() -> None:
     """Writes the golden files from what is rendered now."""
     from reports import claims, markdown, tables_csv
 
+    for name, render in COMPARISON_FILES.items():
+        (GOLDEN / name).write_text(render(sample_comparison()), encoding="utf-8")
     files = {**tables_csv.serialize([sample()]), **claims.serialize([sample()]), **markdown.serialize([sample()])}
     for name in GOLDEN_FILES:
         (GOLDEN / name).parent.mkdir(parents=True, exist_ok=True)

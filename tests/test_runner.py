@@ -249,7 +249,7 @@ def test_runs_latest_is_the_newest(runner: Runner, tmp_path: Path) -> None:
 
 
 def test_help_is_there_for_every_command(runner: Runner) -> None:
-    for command in ((), ("list",), ("report",)):
+    for command in ((), ("list",), ("report",), ("compare",)):
         done = runner(*command, "--help")
         assert done.returncode == 0
         assert "usage: runner.py" in done.stdout

@@ -11,7 +11,7 @@ with any false alarm is then at most the stated level, whatever the distribution
 The statistic only decides the power, which `docs/comparing.md` has in numbers. It is a t statistic, twice steadied,
 both times without regard to the labels that the test permutes:
 
-- The pooled variance of a hypothesis is averaged with the median variance of all of them under the same labels, which
+- The pooled variance of a hypothesis is averaged with the median variance of the others under the same labels, which
   counts as `PRIOR` degrees of freedom (after G. K. Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004). Of 60 cases, some
   are separated perfectly by chance under some labels, and their tiny variance would set the bar for all others.
 - The few most extreme processes are drawn in to their neighbours (`_drawn_in`), so that one disturbed process does not
@@ -30,12 +30,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+#: Statistics by labels, values and the variance of the others, if known already, which is returned too.
+Statistic = Callable[[Floats, Floats, Floats | None], tuple[Floats, Floats]]
 
 #: Relabellings are enumerated up to this number; beyond it, so many are drawn.
 MOST_EXACT, DRAWN = 25_000, 20_000
 #: Numbers held at once; with thousands of hypotheses fewer labels are used, but never fewer than 10,000.
-MOST_NUMBERS, FEWEST_DRAWN = 50_000_000, 10_000
-#: Degrees of freedom that the variance of all hypotheses is worth to each of them.
+MOST_NUMBERS, FEWEST_DRAWN = 20_000_000, 10_000
+#: Labels that are looked at to tell what would have been detected.
+MOST_LOOKED_AT = 1000
+#: Degrees of freedom that the variance of the other hypotheses is worth to each of them.
 PRIOR = 2
 #: Coverage of the interval of one hypothesis.
 COVERAGE = 0.95
@@ -43,6 +48,8 @@ COVERAGE = 0.95
 _ROUNDING = 1 - 1e-9
 #: Below any spread of logs that a clock can show: where there is no spread at all, nothing is divided by zero.
 _TINY = 1e-12
+#: The largest effect looked for (a hundredfold), and how finely, on the log scale.
+_LARGEST, _FINE = math.log(100), 1e-4
 
 
 class Finding(NamedTuple):
@@ -82,14 +89,19 @@ def unpaired(base: Floats, new: Floats, level: float, seed: int = 0) -> list[Fin
     """
     if base.shape[1] != new.shape[1]:
         raise ValueError(f"{base.shape[1]} hypotheses against {new.shape[1]}")
-    values = np.concatenate([base, new])
     counts = np.sum(~np.isnan(base), axis=0), np.sum(~np.isnan(new), axis=0)
-    share = min(len(base), len(new)) / max(1, len(values))
-    values = _drawn_in(_centred(values), share)
-    labels = _splits(len(base), len(values), values.shape[1], seed)
-    attainable = np.array([attainable_unpaired(int(m), int(n)) for m, n in zip(*counts, strict=True)])
     effects = [_shift(base[:, h], new[:, h]) for h in range(base.shape[1])]
-    return _findings(lambda some: _between(some, values), labels, attainable, effects, np.minimum(*counts), level)
+    share = min(len(base), len(new)) / max(1, len(base) + len(new))
+
+    values = _centred(np.concatenate([base, new]))
+    is_new = np.arange(len(values))[:, None] >= len(base)
+
+    def changed(by: Floats) -> Floats:
+        return _drawn_in(values + is_new * by, share)
+
+    labels = _splits(len(base), len(base) + len(new), base.shape[1], seed)
+    attainable = np.array([attainable_unpaired(int(m), int(n)) for m, n in zip(*counts, strict=True)])
+    return _findings(_between, changed, labels, attainable, effects, np.minimum(*counts), level)
 
 
 def paired(differences: Floats, level: float, seed: int = 0) -> list[Finding]:
@@ -100,12 +112,14 @@ def paired(differences: Floats, level: float, seed: int = 0) -> list[Finding]:
         level, seed: as for `unpaired`.
     """
     counts = np.sum(~np.isnan(differences), axis=0)
-    sizes = _drawn_in(np.abs(differences), 1.0, upper_only=True)
+    effects = [_centre(differences[:, h]) for h in range(differences.shape[1])]
+
+    def changed(by: Floats) -> Floats:
+        return np.sign(differences + by) * _drawn_in(np.abs(differences + by), 0.5, upper_only=True)
+
     labels = _flips(len(differences), differences.shape[1], seed)
     attainable = np.array([attainable_paired(int(n)) for n in counts])
-    effects = [_centre(differences[:, h]) for h in range(differences.shape[1])]
-    values = np.sign(differences) * sizes
-    return _findings(lambda some: _from_zero(some, values), labels, attainable, effects, counts, level)
+    return _findings(_from_zero, changed, labels, attainable, effects, counts, level)
 
 
 def needed(level: float, paired: bool) -> int:
@@ -130,26 +144,46 @@ def attainable_paired(pairs: int) -> float:
 
 
 def _findings(
-    statistic: Callable[[Floats], tuple[Floats, Floats]],
+    statistic: Statistic,
+    changed: Callable[[Floats], Floats],
     labels: Floats,
     attainable: Floats,
     effects: list[tuple[float, float, float]],
     counts: NDArray[np.int64],
     level: float,
 ) -> list[Finding]:
-    """Step-down over the hypotheses, the first of the labels being those that were observed."""
+    """Step-down over the hypotheses.
+
+    Args:
+        changed: the values with something added to every effect.
+        labels: the observed ones first.
+    """
     if not effects:
         return []
+    values = changed(np.zeros(len(effects)))
     chunk = max(1, 2_000_000 // len(effects))
-    parts = [statistic(labels[i : i + chunk]) for i in range(0, len(labels), chunk)]
-    scale = parts[0][1][0]
-    found = np.concatenate([part[0] for part in parts])
-    p, critical = step_down(found, level)
+    parts = [statistic(labels[i : i + chunk], values, None)[0] for i in range(0, len(labels), chunk)]
+    found = np.concatenate(parts)
+    p = step_down(found)
+    # A part of the labels tells nearly as well where the bar lies; the observed ones stay the first.
+    some = slice(None, None, math.ceil(len(labels) / MOST_LOOKED_AT))
+    rivals = _rivals(found[some], p > level)
+    common = statistic(labels[some], values, None)[1]
+    allowed = (math.floor(level * len(labels)) - 1) / max(1, len(labels) - 1)
+
+    def significant(effect: Floats) -> Bools:
+        own, _ = statistic(labels[some], changed(effect - middles), common)
+        as_far = np.maximum(own[1:], rivals[1:]) >= own[0] * _ROUNDING
+        enough: Bools = (attainable <= level) & (as_far.sum(axis=0) <= allowed * len(as_far))
+        return enough
+
+    middles = np.nan_to_num(np.array([effect for effect, _, _ in effects]))
+    detectable = _smallest(significant, np.where(middles < 0, -1.0, 1.0))
     return [
         Finding(
             max(float(p[h]), float(attainable[h])),
             *effects[h],
-            float(critical * scale[h]) if attainable[h] <= level else math.inf,
+            float(detectable[h]),
             bool(attainable[h] <= level),
             int(counts[h]),
         )
@@ -157,28 +191,45 @@ def _findings(
     ]
 
 
-def step_down(found: Floats, level: float) -> tuple[Floats, float]:
-    """Adjusted p values, and the statistic that an undecided hypothesis would have had to exceed.
+def step_down(found: Floats) -> Floats:
+    """Adjusted p values.
 
     Args:
         found: statistics, labels x hypotheses, the observed ones first.
     """
     order = np.argsort(-found[0], kind="stable")
-    observed = found[0, order]
     # Column i holds, for each of the labels, the largest statistic of the hypotheses from the i-th on.
     largest = np.maximum.accumulate(found[:, order[::-1]], axis=1)[:, ::-1]
-    stepwise = np.maximum.accumulate(np.mean(largest >= observed * _ROUNDING, axis=0))
-    p = np.empty_like(stepwise)
-    p[order] = stepwise
-    allowed = math.floor(level * len(found))
-    undecided = min(int(np.sum(stepwise <= level)), len(observed) - 1)
-    others = np.sort(largest[1:, undecided])
-    # The observed labels are one of those allowed to reach it.
-    return p, float(others[-allowed]) if 0 < allowed <= len(others) else math.inf
+    p = np.empty(found.shape[1])
+    p[order] = np.maximum.accumulate(np.mean(largest >= found[0, order] * _ROUNDING, axis=0))
+    return p
 
 
-def _between(labels: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Statistic and its scale for the labels (1: base, 0: new), both labels x hypotheses."""
+def _rivals(found: Floats, undecided: Bools) -> Floats:
+    """The largest statistic of the other undecided hypotheses, labels x hypotheses; 0 where there is no other."""
+    held = np.where(undecided, found, 0.0)
+    rows, largest = np.arange(len(held)), np.argmax(held, axis=1)
+    first = held[rows, largest]
+    held[rows, largest] = 0.0
+    second = held.max(axis=1)
+    is_largest = largest[:, None] == np.arange(found.shape[1])
+    rivals: Floats = np.where(is_largest, second[:, None], first[:, None])
+    return rivals
+
+
+def _smallest(significant: Callable[[Floats], Bools], sign: Floats) -> Floats:
+    """The smallest effects in the directions given that are significant, by bisection; infinite where none is."""
+    low, high = np.zeros_like(sign), np.full_like(sign, _LARGEST)
+    possible = significant(sign * high)
+    while np.max(high - low) > _FINE:
+        middle = (low + high) / 2
+        reached = significant(sign * middle)
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return np.where(possible, high, np.inf)
+
+
+def _between(labels: Floats, values: Floats, prior: Floats | None) -> tuple[Floats, Floats]:
+    """Statistics for the labels (1: base, 0: new), labels x hypotheses, and the variances they were steadied with."""
     present = (~np.isnan(values)).astype(float)
     x = np.nan_to_num(values)
     total, squares = present.sum(axis=0), (x**2).sum(axis=0)
@@ -189,47 +240,60 @@ def _between(labels: Floats, values: Floats) -> tuple[Floats, Floats]:
         new = x.sum(axis=0) - base
         difference = np.abs(new / n - base / m)
         residual = np.maximum(squares - base**2 / m - new**2 / n, 0.0)
-        return _steadied(difference, residual, total - 2, 1 / m + 1 / n)
+        return _steadied(difference, residual, total - 2, 1 / m + 1 / n, prior)
 
 
-def _from_zero(signs: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Statistic and its scale for the signs, both labels x hypotheses."""
+def _from_zero(signs: Floats, values: Floats, prior: Floats | None) -> tuple[Floats, Floats]:
+    """Statistics for the signs, labels x hypotheses, and the variances they were steadied with."""
     n = np.sum(~np.isnan(values), axis=0)
     x = np.nan_to_num(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = np.abs(signs @ x) / n
         residual = np.maximum((x**2).sum(axis=0) - n * mean**2, 0.0)
-        return _steadied(mean, residual, n - 1, 1 / n)
+        return _steadied(mean, residual, n - 1, 1 / n, prior)
 
 
-def _steadied(difference: Floats, residual: Floats, freedom: Floats, factor: Floats) -> tuple[Floats, Floats]:
-    """|difference| over its steadied standard error; 0 where there is none."""
+def _steadied(
+    difference: Floats, residual: Floats, freedom: Floats, factor: Floats, prior: Floats | None
+) -> tuple[Floats, Floats]:
+    """|difference| over its standard error, steadied by the median variance of the others unless `prior` is given."""
     defined = np.isfinite(difference) & np.isfinite(residual) & (freedom > 0)
     variance = np.where(defined, residual / freedom, np.nan)
+    if prior is None:
+        prior = _median_of_others(variance, defined.sum(axis=1, keepdims=True))
+    steady = np.where(np.isnan(prior), variance, prior)
+    scale = np.sqrt((freedom * variance + PRIOR * steady) / (freedom + PRIOR) * factor) + _TINY
+    return np.where(defined, difference / scale, 0.0), prior
+
+
+def _median_of_others(variance: Floats, defined: NDArray[np.int64]) -> Floats:
+    """The (lower) median of each row without the value itself; NaN where there is no other."""
     ordered = np.sort(variance, axis=1)  # NaN last
-    middle = np.maximum(defined.sum(axis=1, keepdims=True) - 1, 0) // 2
-    prior = np.take_along_axis(ordered, middle, axis=1)
-    scale: Floats = np.sqrt((freedom * variance + PRIOR * prior) / (freedom + PRIOR) * factor) + _TINY
-    return np.where(defined, difference / scale, 0.0), scale
+    middle = np.maximum(defined - 2, 0) // 2
+    lower = np.take_along_axis(ordered, middle, axis=1)
+    upper = np.take_along_axis(ordered, np.minimum(middle + 1, ordered.shape[1] - 1), axis=1)
+    return np.where(defined > 1, np.where(variance <= lower, upper, lower), np.nan)
 
 
 # What the labels leave alone
 
 
 def _centred(values: Floats) -> Floats:
-    """Values about their median, so that rounding does not grow with their size."""
-    columns = (column[~np.isnan(column)] for column in values.T)
-    middle: Floats = np.array([np.median(column) if column.size else 0.0 for column in columns])
-    return values - middle
+    """Values about one in their middle, so that rounding does not grow with their size."""
+    if not len(values):
+        return values
+    middle = np.maximum(np.sum(~np.isnan(values), axis=0) - 1, 0) // 2
+    centre: Floats = np.sort(values, axis=0)[middle, np.arange(values.shape[1])]  # NaN last
+    return values - centre
 
 
 def _drawn_in(values: Floats, share: float, upper_only: bool = False) -> Floats:
-    """The most extreme values of each hypothesis set to the next ones: none at 4 processes a side, one at 5, two at 9.
+    """The most extreme values of each hypothesis set to the next ones: none of 4 a side, one of 5, two of 9.
 
     Fewer than the smaller side has, so that a whole side, however far away, is never drawn in to the other.
 
     Args:
-        share: the smaller side's share of the processes.
+        share: the smaller side's share of the values; of pairs, which are compared by their size, one half.
     """
     if not len(values):
         return values
@@ -306,7 +370,7 @@ def _middle_and_bounds(ordered: Floats, chances: Floats) -> tuple[float, float, 
     if not ordered.size:
         return math.nan, -math.inf, math.inf
     outside = int(np.sum(np.cumsum(chances) <= (1 - COVERAGE) / 2))
-    middle = float(np.median(ordered))
+    middle = float(ordered[(ordered.size - 1) // 2] + ordered[ordered.size // 2]) / 2
     return (middle, float(ordered[outside - 1]), float(ordered[-outside])) if outside else (middle, -math.inf, math.inf)
 
 

@@ -102,7 +102,8 @@ LEGEND = (
     "change: how far the time of new lies from that of base, with the 95 % bounds of this case alone; with few "
     "processes there are none.",
     "p is family-wise: the chance that anything in this table would look so different if nothing had changed.",
-    "detectable: the smallest slow-down that this comparison would have called one, given the noise it met.",
+    "detectable: the smallest effect that this comparison would have called one, given the noise it met; `any` of "
+    "exact metrics, `none` where processes are too few.",
     "same: no significant change, with enough processes to have shown one of the size under `detectable`.",
     "ambiguous: it cannot be decided, and why; where processes are too few, measure again with as many as are named.",
 )
@@ -156,7 +157,7 @@ def _cells(v: Verdict) -> list[str]:
         v.case,
         v.metric,
         *("" if value is None else _value(v, value, exact) for value in (v.base, v.new)),
-        "" if v.ratio is None or (exact and v.ratio == 1) else _change(v.ratio),
+        _difference(v) if exact else "" if v.ratio is None else _change(v.ratio),
         "" if v.low is None or v.high is None else f"{_change(v.low)} to {_change(v.high)}",
         _detectable(v),
         "" if v.p is None else f"{v.p:.2g}",
@@ -179,6 +180,13 @@ def _detectable(v: Verdict) -> str:
     return "none" if v.detectable is None else _percent(v.detectable)
 
 
+def _difference(v: Verdict) -> str:
+    """Of counts, in full."""
+    if v.base is None or v.new is None or v.base == v.new:
+        return ""
+    return f"{v.new - v.base:+,.10g}"
+
+
 def _change(ratio: float) -> str:
     percent = (ratio - 1) * 100
     return f"{percent:+.1f} %" if abs(percent) < 99.95 else f"x{digits(ratio)}"
@@ -196,7 +204,7 @@ def _folded(verdicts: Sequence[Verdict]) -> str:
     if timed:
         told.append(
             f"{len(timed)} timed, in each of which a slow-down of {_percent(timed[0])} to {_percent(timed[-1])} "
-            f"(half of them {_percent(timed[len(timed) // 2])}) would have been seen"
+            f"(half of them at most {_percent(timed[(len(timed) - 1) // 2])}) would have been seen"
         )
     return ", ".join([*told, *([f"{exact} exact"] if exact else [])])
 
