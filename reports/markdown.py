@@ -40,8 +40,8 @@ _BYTES = ("memory", "cache", "l2_cache", "L1", "L1d", "L1i", "L2", "L3")
 #: Characters of one such entry; `run.json` has all.
 _LONGEST = 160
 _FITS = """\
-Counted as the op runs and fitted in rational numbers: n pixels of one sample, c channels, k taps along a side, batch 1,
-bytes of float32. The residual is the largest difference of a shape; 0 is exact.
+Counted as the op runs and fitted in rational numbers: n pixels of one sample, c channels, k taps along a side; memory
+in bytes. The residual is the largest difference of a shape; 0 is exact.
 """
 _SLOPES = """\
 d log(quantity) / d log(n, c or k) with 95 % bounds, beside the slope of the closed form over the same points: of the

@@ -124,7 +124,7 @@ def test_ctrl_c_leaves_a_valid_run(runner: Runner, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("--suite latenzy", "--suite: 'latenzy' is not one of all, latency, params, flops"),
+        ("--suite latenzy", "--suite: 'latenzy' is not one of all, latency, memory, params, flops, complexity"),
         ("--op conf", "--op: 'conf' is not one of"),
         ("--impl nativ", "--impl: 'nativ' is not one of"),
         ("--dtype float31", "--dtype: 'float31' is not one of float32, float64, float16, bfloat16"),

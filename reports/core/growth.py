@@ -135,7 +135,7 @@ def _fits(record: Record) -> Iterator[Growth]:
                 float(claimed.residual),
                 points=len(points),
                 suite=record.suite,
-                where="batch 1",
+                where=_where(record, "batch 1"),
                 further=further,
                 all_coefficients=[float(c) for c in full.coefficients],
                 all_residual=float(full.residual),
@@ -325,10 +325,16 @@ def _sample(metric: Metric | None, x: float, label: str, formula: float | None) 
 
 def _described(found: Growth, record: Record, quantity: str, along: str, where: str) -> Growth:
     found.op, found.impl, found.device = record.op, record.impl, record.device
-    found.quantity, found.along, found.where, found.suite = quantity, along, where, record.suite
+    found.quantity, found.along, found.where, found.suite = quantity, along, _where(record, where), record.suite
     claimed = CLAIMED.get(quantity if quantity in CLAIMED else "macs" if quantity.startswith("latency") else "", {})
     found.terms = claimed.get(record.op, "")
     return found
+
+
+def _where(record: Record, where: str) -> str:
+    """With the dtype, unless it goes without saying."""
+    dtype = str(record.axes.get("dtype", "float32"))
+    return where if dtype == "float32" else f"{where}, {dtype}"
 
 
 def _smallest(record: Record) -> float:

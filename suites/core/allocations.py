@@ -69,7 +69,7 @@ def trace(call: Callable[[], Any], device: str = "cpu") -> Allocations:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Garbage from before is not released meanwhile, which would count for the call."""
+    """Garbage is not collected meanwhile, which would release at an arbitrary moment what the call has left."""
     gc.disable()
     try:
         yield
