@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from reports import FAILURES, Json, Record, Run
 from suites import Suite, suites
 from suites.core.cases import Selection, UsageError, groups
-from suites.core.options import add_selection, names, one_of, selection_of
+from suites.core.options import add_device, add_selection, device_of, names, one_of, selection_of
 
 if TYPE_CHECKING:
     from reports.core.records import RunDirectory
@@ -32,6 +32,7 @@ EPILOG = """\
 further commands, each with its own --help:
   runner.py list ops|impls|suites|cases     what there is
   runner.py report RUN [RUN ...]            render records again, several runs side by side
+  runner.py doctor                          whether this machine is fit to measure
 
 exit codes: 0 all measured; 2 usage error; 4 a case failed, crashed, timed out, ran out of memory or is missing
 """
@@ -47,7 +48,9 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    command = {"list": list_command, "report": report_command}.get(arguments[0] if arguments else "")
+    command = {"list": list_command, "report": report_command, "doctor": doctor_command}.get(
+        arguments[0] if arguments else ""
+    )
     from reports.core.records import RunError
     from suites.core.processes import ServerLost
 
@@ -261,6 +264,29 @@ def report_command(arguments: Sequence[str]) -> int:
     write(runs, target, options.format)
     print(f"written to {target}{os.sep}")
     return OK
+
+
+def doctor_command(arguments: Sequence[str]) -> int:
+    """Tells whether this machine is fit to measure."""
+    from suites.core import doctor
+    from suites.core.findings import PROBLEM, WARNING
+
+    parser = Parser(
+        prog="runner.py doctor",
+        description="Tells whether this machine is fit to measure: what was found, what it means, what to do.",
+        epilog=doctor.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_device(parser)
+    parser.add_argument("--format", choices=doctor.FORMATS, default="text", help="text (default), or json for programs")
+    parser.add_argument("--strict", action="store_true", help="exit 3 where there are warnings")
+    options = parser.parse_args(arguments)
+    findings = doctor.examine(device_of(options), say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(doctor.FORMATS[options.format](findings))
+    if doctor.count(findings, PROBLEM):
+        return FAILED
+    return AMBIGUOUS if options.strict and doctor.count(findings, WARNING) else OK
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from conftest import ROOT
 from suites.core import clocks
 from suites.core.clocks import ColdClock, WallClock
 from suites.core.devices import Cpu, open_device
-from suites.core.machine import cpu_caches, describe_machine, parse_size, warnings
+from suites.core.machine import cpu_caches, describe_machine, parse_list, parse_size
 from suites.core.multiply_add import multiply_add
 from suites.core.roofs import matmul, roof_clocks
 
@@ -211,9 +211,6 @@ def test_sizes_are_read_as_the_kernel_prints_them(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-def test_an_unfit_machine_is_warned_of() -> None:
-    fit = {"load": 0.1, "cores": 2, "governor": "performance"}
-    quiet = [line for line in warnings(fit) if "Linux" not in line]
-    assert quiet == []
-    assert any("load average 3.0 on 2 cores" in line for line in warnings({**fit, "load": 3.0}))
-    assert any("powersave" in line for line in warnings({**fit, "governor": "powersave"}))
+@pytest.mark.parametrize(("text", "numbers"), [("0", {0}), ("0,4", {0, 4}), ("0-2,8", {0, 1, 2, 8})])
+def test_lists_are_read_as_the_kernel_prints_them(text: str, numbers: set[int]) -> None:
+    assert parse_list(text) == numbers

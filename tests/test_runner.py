@@ -156,6 +156,8 @@ def test_ctrl_c_leaves_a_valid_run(runner: Runner, tmp_path: Path) -> None:
         ("--no-such-option", "--no-such-option"),
         ("compress", "compress"),
         ("list nothing", "nothing"),
+        ("doctor --device gpu", "--device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),
+        ("doctor --format xml", "xml"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(runner: Runner, tmp_path: Path, arguments: str, says: str) -> None:
@@ -249,7 +251,7 @@ def test_runs_latest_is_the_newest(runner: Runner, tmp_path: Path) -> None:
 
 
 def test_help_is_there_for_every_command(runner: Runner) -> None:
-    for command in ((), ("list",), ("report",)):
+    for command in ((), ("list",), ("report",), ("doctor",)):
         done = runner(*command, "--help")
         assert done.returncode == 0
         assert "usage: runner.py" in done.stdout

@@ -34,6 +34,9 @@ class Device(Protocol):
     def free_memory(self) -> int:
         """Bytes that can be allocated."""
 
+    def others(self) -> int | None:
+        """How many other processes use it; None where nobody tells."""
+
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
         """The clocks of this device by metric, each set up (and warmed up) when called."""
 
@@ -60,6 +63,9 @@ class Cpu:
 
     def free_memory(self) -> int:
         return available_memory()
+
+    def others(self) -> None:
+        return None  # the operating system tells how busy they are, see `suites.core.findings`
 
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
         return {
