@@ -177,6 +177,7 @@ def test_cuda_kernels_pass_on_what_is_not_finite(cuda_on_cpu: type[OnCpu], speci
 
 # ------------------------------------------------------------------------------------- CPU kernels, built in other ways
 
+FILES = ("tests/test_native.py", "tests/test_searches.py")
 VALUES = "output_matches or gradients_match or edges or every_kernel or 16_bit or padding or empty or asked or threads"
 
 
@@ -185,7 +186,7 @@ def run_values(**environment: str) -> None:
     # nothing captured: a sanitizer ends the process at once, and its words would go with it
     options = ["-q", "-x", "--capture=no", "-p", "no:cacheprovider"]
     run(
-        [sys.executable, "-m", "pytest", *options, "tests/test_native.py", "-m", "not gpu and not slow", "-k", VALUES],
+        [sys.executable, "-m", "pytest", *options, *FILES, "-m", "not gpu and not slow", "-k", VALUES],
         DDF_EXAMPLES="100",
         **environment,
     )
