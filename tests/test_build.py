@@ -184,6 +184,23 @@ def test_architectures_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda_arches()
 
 
+def test_without_being_asked_it_builds_for_the_present_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = [(12, 0), (9, 0), (9, 0)]
+    cuda = building.torch.cuda
+    monkeypatch.delenv("DDF_CUDA_ARCHES", raising=False)
+    monkeypatch.setattr(building.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(building, "find_nvcc", lambda: Path("nvcc"))
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "device_count", lambda: len(present))
+    monkeypatch.setattr(cuda, "get_device_capability", lambda index: present[index])
+    assert cuda_arches() == ("90", "120")
+    monkeypatch.setattr(building, "find_nvcc", lambda: None)
+    assert cuda_arches() == ()
+    monkeypatch.setattr(building, "find_nvcc", lambda: Path("nvcc"))
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    assert cuda_arches() == ()
+
+
 # ------------------------------------------------------------------------------------------------------ among processes
 
 BUILD_TOY = """

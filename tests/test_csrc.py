@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from ddf_by_taps import Settings
-from test_native import Case, channels_last, contiguous, cropped, sliced, transposed
+from test_native import FAR_LAYOUTS, Case, channels_last, contiguous, cropped, sliced, transposed
 from torch import Tensor
 
 from ops.core import build
@@ -165,6 +165,16 @@ def test_cuda_kernels_on_the_cpu(
     layout: Callable[[Tensor], Tensor],
 ) -> None:
     case = cuda_on_cpu((2, 9, 5, 6), k, Settings(stride, dilation, combine), dtype, (layout,) * 4)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.xdist_group("cuda_on_cpu")
+@pytest.mark.parametrize("layouts", FAR_LAYOUTS)
+def test_cuda_kernels_reach_beyond_32_bits(
+    cuda_on_cpu: type[OnCpu], layouts: tuple[Callable[[Tensor], Tensor], ...]
+) -> None:
+    case = cuda_on_cpu((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
     case.check_forward()
     case.check_backward()
 

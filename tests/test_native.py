@@ -64,6 +64,23 @@ def transposed(t: Tensor) -> Tensor:
     return t.transpose(2, 3).contiguous().transpose(2, 3)
 
 
+#: More elements than 32 bits can count.
+FAR = 2**31 + 64
+
+
+def far_samples(t: Tensor) -> Tensor:
+    """Samples that are far apart; the memory in between is never touched, and so costs nothing."""
+    view = t.new_empty(FAR * (len(t) - 1) + t[0].numel())
+    return view.as_strided(t.shape, (FAR, *t[0].contiguous().stride())).copy_(t)
+
+
+def far_channels(t: Tensor) -> Tensor:
+    """Likewise channels."""
+    n, c, h, w = t.shape
+    view = t.new_empty(FAR * (c - 1) + n * h * w)
+    return view.as_strided(t.shape, (h * w, FAR, w, 1)).copy_(t)
+
+
 LAYOUTS: list[Callable[[Tensor], Tensor]] = [contiguous, channels_last, sliced, cropped, transposed]
 
 
@@ -216,6 +233,18 @@ def test_the_largest_kernel_reads_the_whole_plane(device: str) -> None:
     channel, spatial = torch.ones(1, 2, 127, 127, device=device), torch.ones(1, 127**2, 2, 3, device=device)
     expected = features.sum((2, 3), keepdim=True).expand_as(features)
     assert torch.equal(native.apply(features, channel, spatial), expected)
+
+
+FAR_LAYOUTS = [(far_samples,) * 4, (far_channels, contiguous, contiguous, far_channels)]
+
+
+@pytest.mark.parametrize("layouts", FAR_LAYOUTS)
+def test_offsets_beyond_32_bits_on_the_cpu(layouts: tuple[Callable[[Tensor], Tensor], ...]) -> None:
+    case = Case((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
+    case.check_forward()
+    case.check_backward()
+    out = layouts[3](torch.zeros(2, 2, 5, 6, dtype=torch.float16))
+    assert torch.equal(native.apply_out(*case.tensors[:3], out), case.forward())
 
 
 @pytest.mark.parametrize("device", DEVICES)

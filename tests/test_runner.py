@@ -85,6 +85,21 @@ def test_hostile_operators_cost_themselves_alone(runner: Runner, tmp_path: Path)
     assert all(op in report for op in found)
 
 
+def test_without_a_compiler_native_is_skipped_and_the_rest_is_measured(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    options = ("--suite", "latency", "--op", "ddf_op", "--impl", "native,composite", "--resolution", "7")
+    done = runner(*ALONE, *options, "--output", "out")
+    assert done.returncode == 0, done.stderr
+    found = {str(record["impl"]): (record["status"], str(record["reason"])) for record in records(tmp_path / "out")}
+    assert found["composite"] == ("ok", "")
+    assert found["native"][0] == "skipped"
+    assert "no C++ compiler: CXX=no-such-compiler is not a program" in found["native"][1]
+    warnings = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
+    assert sum("csrc/ddf cannot be built" in warning for warning in warnings) == 1
+
+
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_without_loss_or_repetition(runner: Runner, tmp_path: Path) -> None:
     options = (*ALONE, "--suite", "latency", "--op", "conv,dwconv", "--resolution", "5,6,7,8,9", "--output", "out")
