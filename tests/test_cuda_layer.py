@@ -125,23 +125,28 @@ def test_what_the_driver_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPat
     assert set(found) == {"sm_clock", "memory_clock", "temperature", "throttled"}
 
 
-def test_processes_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert monitor(monkeypatch, FakeNvml(compute=(7, 8, 9))).processes() == 3
+def test_processes_are_counted_once_where_the_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = monitor(monkeypatch, FakeNvml(compute=(8, 9, 9), broken=("nvmlDeviceGetGraphicsRunningProcesses",)))
+    assert (watching.processes("Compute"), watching.processes("Graphics")) == (2, None)
 
 
-def test_processes_that_the_driver_tells_in_part_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    lists = ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses")
-    assert monitor(monkeypatch, FakeNvml(broken=lists[:1])).processes() == 1
-    assert monitor(monkeypatch, FakeNvml(broken=lists)).processes() is None
-
-
-@pytest.mark.parametrize(("listed", "others"), [(None, None), (0, None), (1, 0), (3, 2)])
+@pytest.mark.parametrize(
+    ("compute", "graphics", "others"),
+    [
+        (None, 1, None),
+        (0, 0, None),  # not even this process is told
+        (1, 0, {"compute": 0, "graphics": 0}),
+        (3, None, {"compute": 2, "graphics": 0}),
+        (1, 2, {"compute": 0, "graphics": 2}),
+    ],
+)
 def test_others_are_those_listed_less_this_process(
-    listed: int | None, others: int | None, monkeypatch: pytest.MonkeyPatch
+    compute: int | None, graphics: int | None, others: dict[str, int] | None
 ) -> None:
     device = object.__new__(cuda.Cuda)
     device.torch = cuda.torch.device("cpu")
-    device._monitor = SimpleNamespace(processes=lambda: listed)  # type: ignore[assignment]
+    listed = {"Compute": compute, "Graphics": graphics}
+    device._monitor = SimpleNamespace(processes=listed.get)  # type: ignore[assignment]
     assert device.others() == others
 
 

@@ -191,8 +191,9 @@ WORKERS = [
     (doctor.switches(blocks([1.0], switches=None)), UNKNOWN, "not counted"),
     (doctor.driver("580.1"), OK, "580.1"),
     (doctor.driver(None), UNKNOWN, "does not tell"),
-    (doctor.neighbours(0), OK, "0 besides"),
-    (doctor.neighbours(2), PROBLEM, "2 besides"),
+    (doctor.neighbours({"compute": 0, "graphics": 0}), OK, "0 besides this one, 0 with graphics"),
+    (doctor.neighbours({"compute": 0, "graphics": 1}), WARNING, "1 with graphics"),
+    (doctor.neighbours({"compute": 2, "graphics": 0}), PROBLEM, "2 besides"),
     (doctor.neighbours(None), UNKNOWN, "does not tell"),
     (doctor.throttling(blocks([1.0], throttled=[])), OK, "none in any block"),
     (doctor.throttling(blocks([1.0], throttled=["HwSlowdown"])), PROBLEM, "HwSlowdown"),
@@ -230,7 +231,7 @@ class FakeServer:
 ANSWERS: dict[str, dict[str, Any]] = {
     "device": {"name": "cuda:0", "device": {"kind": "cuda", "driver": "580.1"}, "software": {"torch": "2.13.0"}},
     "build": {"failed": []},
-    "examine": {"native": "", "roofs": True, "others": 0},
+    "examine": {"native": "", "roofs": True, "others": {"compute": 0, "graphics": 0}},
     "reference": {},
     "block": {"values": [1.0], "readings": {"context_switches": 0, "throttled": []}},
 }

@@ -57,10 +57,10 @@ class Cuda:
     def free_memory(self) -> int:
         return int(torch.cuda.mem_get_info(self.torch)[0])
 
-    def others(self) -> int | None:
+    def others(self) -> Mapping[str, int] | None:
         torch.zeros(1, device=self.torch)  # from now on the driver counts this process too
-        count = self._monitor.processes()
-        return count - 1 if count else None
+        compute, graphics = map(self._monitor.processes, ("Compute", "Graphics"))
+        return {"compute": compute - 1, "graphics": graphics or 0} if compute else None
 
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
         return {
@@ -220,14 +220,13 @@ class Monitor:
             "power_limit": thousandth(self._ask("nvmlDeviceGetEnforcedPowerLimit")),
         }
 
-    def processes(self) -> int | None:
-        """Processes that have a context on the device; None where the driver does not tell.
+    def processes(self, kind: str) -> int | None:
+        """Processes that have a context of that kind, Compute or Graphics; None where the driver does not tell.
 
         Counted, not compared by id: in a container the driver may give ids that mean nothing there.
         """
-        lists = [self._ask(f"nvmlDeviceGet{kind}RunningProcesses") for kind in ("Compute", "Graphics")]
-        known = [process.pid for found in lists if found is not None for process in found]
-        return len(set(known)) if any(found is not None for found in lists) else None
+        found = self._ask(f"nvmlDeviceGet{kind}RunningProcesses")
+        return None if found is None else len({process.pid for process in found})
 
     def read(self) -> Json:
         """Clocks in Hz, temperature in Celsius, power in W, energy since boot in J, and what slows the clocks."""

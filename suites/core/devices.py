@@ -34,8 +34,8 @@ class Device(Protocol):
     def free_memory(self) -> int:
         """Bytes that can be allocated."""
 
-    def others(self) -> int | None:
-        """How many other processes use it; None where nobody tells."""
+    def others(self) -> Mapping[str, int] | None:
+        """How many other processes use it, to compute and for graphics; None where nobody tells."""
 
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
         """The clocks of this device by metric, each set up (and warmed up) when called."""

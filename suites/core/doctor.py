@@ -246,11 +246,12 @@ def driver(version: str | None) -> Look:
 
 
 @finding("programs on the GPU", "they take its multiprocessors, caches and memory from the measured one", "end them")
-def neighbours(others: int | None) -> Look:
-    """From the number of processes besides ours."""
+def neighbours(others: Mapping[str, int] | None) -> Look:
+    """From the number of processes besides ours: those that compute, and those that draw, as a desktop does."""
     if others is None:
         return UNKNOWN, "the driver does not tell, as in some containers"
-    return PROBLEM if others else OK, f"{others} besides this one"
+    state = PROBLEM if others["compute"] else WARNING if others["graphics"] else OK
+    return state, f"{others['compute']} besides this one, {others['graphics']} with graphics"
 
 
 @finding(
