@@ -142,7 +142,6 @@ def cuda_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> type[OnCpu]:
     return type("OnThisCpu", (OnCpu,), {"library": loaded})
 
 
-@pytest.mark.xdist_group("cuda_on_cpu")
 @pytest.mark.parametrize("layout", [contiguous, channels_last, sliced, cropped, transposed])
 @pytest.mark.parametrize(
     ("dtype", "combine"),
@@ -169,7 +168,6 @@ def test_cuda_kernels_on_the_cpu(
     case.check_backward()
 
 
-@pytest.mark.xdist_group("cuda_on_cpu")
 @pytest.mark.parametrize("layouts", FAR_LAYOUTS)
 def test_cuda_kernels_reach_beyond_32_bits(
     cuda_on_cpu: type[OnCpu], layouts: tuple[Callable[[Tensor], Tensor], ...]
@@ -179,7 +177,6 @@ def test_cuda_kernels_reach_beyond_32_bits(
     case.check_backward()
 
 
-@pytest.mark.xdist_group("cuda_on_cpu")
 @pytest.mark.parametrize("special", [(torch.nan,), (torch.inf, -torch.inf)])
 def test_cuda_kernels_pass_on_what_is_not_finite(cuda_on_cpu: type[OnCpu], special: tuple[float, ...]) -> None:
     case = cuda_on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32, special=special)

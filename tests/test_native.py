@@ -423,7 +423,6 @@ def test_compiles_without_a_graph_break(dynamic: bool, device: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("inductor")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.filterwarnings("ignore")
 def test_compiles_with_inductor(device: str) -> None:

@@ -182,7 +182,6 @@ def test_impl_calls_repeat_bit_by_bit(op: Op, impl: ops.Impl) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("inductor")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "direction"), [("ddf_op", "forward"), ("ddf_op", "forward_backward"), ("ddf", "forward_backward")]

@@ -17,8 +17,6 @@ from ops import Point
 from suites import Case
 from suites.core.processes import Server, ServerLost, WorkerLost
 
-pytestmark = pytest.mark.xdist_group("server")
-
 PROCESS = {"threads": 2, "malloc": "steady", "tf32": 0}
 
 

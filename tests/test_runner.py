@@ -267,7 +267,6 @@ def made_in(folder: Path) -> list[Path]:
     return sorted(runs, key=lambda path: path.stat().st_mtime)
 
 
-@pytest.mark.xdist_group("two_runs")
 def test_a_report_of_two_runs_shows_both(runner: Runner, tmp_path: Path, two_runs: Path) -> None:
     runs = made_in(two_runs)
     assert runner("report", *map(str, runs), "--output", "both").returncode == 0
@@ -275,7 +274,6 @@ def test_a_report_of_two_runs_shows_both(runner: Runner, tmp_path: Path, two_run
         assert {row["run"] for row in csv.DictReader(file)} == {run.name for run in runs}
 
 
-@pytest.mark.xdist_group("two_runs")
 def test_runs_latest_is_the_newest(two_runs: Path) -> None:
     latest, runs = two_runs / "runs" / "latest", made_in(two_runs)
     assert len(runs) == 2
