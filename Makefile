@@ -45,7 +45,7 @@ test: lint
 GPU_SUITES := latency|memory|profile
 
 gpu: $(READY)
-	$(PY) -m ops.core.build $(notdir $(wildcard csrc/*))
+	$(PY) -m ops.core.build $(patsubst csrc/%/,%,$(wildcard csrc/*/))
 	$(PY) -m pytest -m gpu
 	rm -rf runs/gpu ddfbench-gpu.tar.gz
 	$(PY) runner.py --suite $$($(PY) runner.py list suites | grep -oEw '^($(GPU_SUITES))' | paste -sd, -) \
