@@ -39,7 +39,7 @@ lint: $(READY)
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(CLANG_FORMAT) --dry-run --Werror
 
 test: lint
-	$(PY) -m pytest -m "not gpu" -n auto --maxprocesses 4 --maxschedchunk 8 $(ARGS)
+	$(PY) -m pytest -m "not gpu" -n auto --maxprocesses 4 --maxschedchunk 2 $(ARGS)
 
 # The suites of a GPU run, of those that there are; ARGS='--suite NAME' adds more.
 GPU_SUITES := latency|memory|profile
