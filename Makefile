@@ -1,7 +1,8 @@
 # make setup    .venv from the pinned constraints
 # make bench    set up, build, and run the main job on this machine: preset quick, default suites, to runs/latest/report.md
 # make test     set up, lint, types, and all tests that need no GPU
-# make gpu      on a machine with a GPU: build, gpu tests, then PRESET (paper) to ddfbench-gpu.tar.gz
+# make gpu      on a machine with a GPU: build, gpu tests, then latency, memory and profile of PRESET (paper) to
+#               ddfbench-gpu.tar.gz
 # SYSTEM=1      with any of them: use the present Python and its packages, install nothing
 
 PYTHON ?= python3
@@ -38,13 +39,18 @@ lint: $(READY)
 	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(CLANG_FORMAT) --dry-run --Werror
 
 test: lint
-	$(PY) -m pytest -m "not gpu" $(ARGS)
+	$(PY) -m pytest -m "not gpu" -n auto --maxprocesses 4 --maxschedchunk 2 $(ARGS)
+
+# The suites of a GPU run, of those that there are; ARGS='--suite NAME' adds more.
+GPU_SUITES := latency|memory|profile
 
 gpu: $(READY)
+	$(PY) -m ops.core.build $(patsubst csrc/%/,%,$(wildcard csrc/*/))
 	$(PY) -m pytest -m gpu
-	rm -rf runs/gpu
-	$(PY) runner.py --suite all --device cuda --preset $(PRESET) --output runs/gpu $(ARGS)
-	tar -czf ddfbench-gpu.tar.gz -C runs gpu
+	rm -rf runs/gpu ddfbench-gpu.tar.gz
+	$(PY) runner.py --suite $$($(PY) runner.py list suites | grep -oEw '^($(GPU_SUITES))' | paste -sd, -) \
+		--device cuda --preset $(PRESET) --output runs/gpu $(ARGS); code=$$?; \
+	if test -d runs/gpu; then tar -czf ddfbench-gpu.tar.gz -C runs gpu; fi; exit $$code
 
 clean:
 	rm -rf .venv .build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from reports import FAILURES, Json, Record, Run
 from suites import Suite, suites
 from suites.core.cases import Selection, UsageError, groups
-from suites.core.options import add_selection, names, one_of, selection_of
+from suites.core.options import add_device, add_selection, device_of, names, one_of, selection_of
 
 if TYPE_CHECKING:
     from reports.core.records import RunDirectory
@@ -32,7 +32,10 @@ EPILOG = """\
 further commands, each with its own --help:
   runner.py list ops|impls|suites|cases|claims  what there is
   runner.py report RUN [RUN ...]            render records again, several runs side by side
-  runner.py compare BASE NEW                a verdict for each metric of each case, and an exit code
+  runner.py compare BASE NEW                a verdict for each metric of each case of two runs, and an exit code
+  runner.py ab [REV [REV]]                  two revisions of ops/ and csrc/, measured in one run
+  runner.py calibrate                       what this machine can detect
+  runner.py doctor                          whether this machine is fit to measure
 
 exit codes: 0 all measured; 2 usage error; 4 a case failed, crashed, timed out, ran out of memory or is missing
 """
@@ -428,12 +431,36 @@ def calibrate_command(arguments: Sequence[str]) -> int:
     return OK
 
 
+def doctor_command(arguments: Sequence[str]) -> int:
+    """Tells whether this machine is fit to measure."""
+    from suites.core import doctor
+    from suites.core.findings import PROBLEM, WARNING
+
+    parser = Parser(
+        prog="runner.py doctor",
+        description="Tells whether this machine is fit to measure: what was found, what it means, what to do.",
+        epilog=doctor.EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_device(parser)
+    parser.add_argument("--format", choices=doctor.FORMATS, default="text", help="text (default), or json for programs")
+    parser.add_argument("--strict", action="store_true", help="exit 3 where there are warnings")
+    options = parser.parse_args(arguments)
+    findings = doctor.examine(device_of(options), say=tell_step)
+    print(doctor.FORMATS[options.format](findings))
+    if doctor.count(findings, PROBLEM):
+        return FAILED
+    return AMBIGUOUS if options.strict and doctor.count(findings, WARNING) else OK
+
+
 COMMANDS = {
     "list": list_command,
     "report": report_command,
     "compare": compare_command,
     "ab": ab_command,
     "calibrate": calibrate_command,
+    "doctor": doctor_command,
 }
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded, here and in what tests start: threads that spin while they wait for a sibling, which waits for
+# a core, make tests on a busy machine several times slower. Results do not depend on it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = ROOT / "tests" / "op_files" / "hostile.py"
@@ -16,7 +21,9 @@ Runner = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped by name where there is no CUDA device."""
+    """Slow tests first, where several processes share them; `gpu` ones are skipped by name without a CUDA device."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # else the last one to start would keep all others waiting
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -31,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def runner(tmp_path: Path) -> Runner:
     """Runs `runner.py` as a user would, from an empty folder, and returns the finished process."""
 
-    def run(*arguments: str, timeout: float = 180.0) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "runner.py"), *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
 

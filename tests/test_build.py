@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,11 +184,29 @@ def test_architectures_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda_arches()
 
 
+def test_without_being_asked_it_builds_for_the_present_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = [(12, 0), (9, 0), (9, 0)]
+    cuda = building.torch.cuda
+    monkeypatch.delenv("DDF_CUDA_ARCHES", raising=False)
+    monkeypatch.setattr(building.torch.version, "cuda", "13.0")
+    monkeypatch.setattr(building, "find_nvcc", lambda: Path("nvcc"))
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "device_count", lambda: len(present))
+    monkeypatch.setattr(cuda, "get_device_capability", lambda index: present[index])
+    assert cuda_arches() == ("90", "120")
+    monkeypatch.setattr(building, "find_nvcc", lambda: None)
+    assert cuda_arches() == ()
+    monkeypatch.setattr(building, "find_nvcc", lambda: Path("nvcc"))
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    assert cuda_arches() == ()
+
+
 # ------------------------------------------------------------------------------------------------------ among processes
 
 BUILD_TOY = """
 import sys
 from pathlib import Path
+from typing import Any
 from ops.core import build as building
 building._csrc = lambda: Path(sys.argv[1])
 print(building.build("toy", arches=(), cache=Path(sys.argv[2])).path)
@@ -307,3 +326,13 @@ def test_nvcc_is_found_where_cuda_home_says(tmp_path: Path, monkeypatch: pytest.
     nvcc = script(tmp_path / "bin" / "nvcc", "exit 0")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert find_nvcc() == nvcc
+
+
+def test_built_ahead_of_time(csrc: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(building, "_default_cache", lambda csrc: cache)
+    monkeypatch.setenv("DDF_CUDA_ARCHES", "none")
+    assert building.main(["toy"]) == 0
+    assert capsys.readouterr().out.endswith("libtoy.so, CUDA architectures: none\n")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert building.main(["toy"]) == 1
+    assert capsys.readouterr().err == "ddf: error: no C++ compiler: CXX=no-such-compiler is not a program\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from ddf_by_taps import Settings
-from test_native import Case, channels_last, contiguous, cropped, sliced, transposed
+from test_native import FAR_LAYOUTS, Case, channels_last, contiguous, cropped, sliced, transposed
 from torch import Tensor
 
 from ops.core import build
@@ -168,6 +168,15 @@ def test_cuda_kernels_on_the_cpu(
     case.check_backward()
 
 
+@pytest.mark.parametrize("layouts", FAR_LAYOUTS)
+def test_cuda_kernels_reach_beyond_32_bits(
+    cuda_on_cpu: type[OnCpu], layouts: tuple[Callable[[Tensor], Tensor], ...]
+) -> None:
+    case = cuda_on_cpu((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
+    case.check_forward()
+    case.check_backward()
+
+
 @pytest.mark.parametrize("special", [(torch.nan,), (torch.inf, -torch.inf)])
 def test_cuda_kernels_pass_on_what_is_not_finite(cuda_on_cpu: type[OnCpu], special: tuple[float, ...]) -> None:
     case = cuda_on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32, special=special)
@@ -177,6 +186,7 @@ def test_cuda_kernels_pass_on_what_is_not_finite(cuda_on_cpu: type[OnCpu], speci
 
 # ------------------------------------------------------------------------------------- CPU kernels, built in other ways
 
+FILES = ("tests/test_native.py", "tests/test_searches.py")
 VALUES = "output_matches or gradients_match or edges or every_kernel or 16_bit or padding or empty or asked or threads"
 
 
@@ -185,7 +195,7 @@ def run_values(**environment: str) -> None:
     # nothing captured: a sanitizer ends the process at once, and its words would go with it
     options = ["-q", "-x", "--capture=no", "-p", "no:cacheprovider"]
     run(
-        [sys.executable, "-m", "pytest", *options, "tests/test_native.py", "-m", "not gpu and not slow", "-k", VALUES],
+        [sys.executable, "-m", "pytest", *options, *FILES, "-m", "not gpu and not slow", "-k", VALUES],
         DDF_EXAMPLES="100",
         **environment,
     )
@@ -203,7 +213,8 @@ def test_address_and_undefined_behaviour_sanitizers(bits: int) -> None:
     if not Path(library).is_absolute():
         pytest.skip("no address sanitizer for g++")
     run_values(
-        CXXFLAGS=f"-DDDF_WIDEST_VECTOR={bits} -fsanitize=address,undefined -fno-sanitize-recover=all -g",
+        # -O1 -g1: as the sanitizers' manual advises, and half the time of -O2 -g to compile
+        CXXFLAGS=f"-DDDF_WIDEST_VECTOR={bits} -fsanitize=address,undefined -fno-sanitize-recover=all -O1 -g1",
         LD_PRELOAD=library,
         ASAN_OPTIONS="detect_leaks=0",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,19 @@ def test_readings_come_with_every_block(device) -> None:  # type: ignore[no-unty
     assert isinstance(readings["throttled"], list)
     assert 0 < readings.get("temperature", 40) < 120
     assert readings.get("sm_clock", 1) > 0
+
+
+def test_other_processes_are_counted_or_unknown(device) -> None:  # type: ignore[no-untyped-def]
+    others = device.others()
+    assert others is None or min(others.values()) >= 0
+
+
+def test_doctor_examines_the_device(runner) -> None:  # type: ignore[no-untyped-def]
+    told = json.loads(runner("doctor", "--device", "cuda", "--format", "json").stdout)
+    states = {finding["name"]: finding["state"] for finding in told["findings"]}
+    assert states["native operator"] == "ok"
+    assert {"driver", "programs on the GPU", "throttling", "noise between processes"} <= set(states)
+    assert "workers" not in states
 
 
 def test_gradients_are_captured_too(device) -> None:  # type: ignore[no-untyped-def]

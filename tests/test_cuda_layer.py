@@ -64,8 +64,9 @@ class FakeNvml:
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
 
-    def __init__(self, mask: int = 0, broken: tuple[str, ...] = ()):
+    def __init__(self, mask: int = 0, broken: tuple[str, ...] = (), compute: tuple[int, ...] = ()):
         self.mask, self.broken, self.asked, self.energy = mask, broken, "", 1000
+        self.compute = [SimpleNamespace(pid=pid) for pid in compute]
 
     def __getattr__(self, name: str) -> Any:
         answers = {
@@ -80,6 +81,8 @@ class FakeNvml:
             "nvmlDeviceGetTemperature": 55,
             "nvmlDeviceGetPowerUsage": 350_000,
             "nvmlDeviceGetEnforcedPowerLimit": 700_000,
+            "nvmlDeviceGetComputeRunningProcesses": self.compute,
+            "nvmlDeviceGetGraphicsRunningProcesses": [SimpleNamespace(pid=7)],
         }
         if name in self.broken or (name.startswith("nvmlClocks") and name not in answers):
             raise AttributeError(name)
@@ -120,6 +123,31 @@ def test_what_the_driver_does_not_tell_is_left_out(monkeypatch: pytest.MonkeyPat
     broken = ("nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage")
     found = monitor(monkeypatch, FakeNvml(broken=broken)).read()
     assert set(found) == {"sm_clock", "memory_clock", "temperature", "throttled"}
+
+
+def test_processes_are_counted_once_where_the_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = monitor(monkeypatch, FakeNvml(compute=(8, 9, 9), broken=("nvmlDeviceGetGraphicsRunningProcesses",)))
+    assert (watching.processes("Compute"), watching.processes("Graphics")) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("compute", "graphics", "others"),
+    [
+        (None, 1, None),
+        (0, 0, None),  # not even this process is told
+        (1, 0, {"compute": 0, "graphics": 0}),
+        (3, None, {"compute": 2, "graphics": 0}),
+        (1, 2, {"compute": 0, "graphics": 2}),
+    ],
+)
+def test_others_are_those_listed_less_this_process(
+    compute: int | None, graphics: int | None, others: dict[str, int] | None
+) -> None:
+    device = object.__new__(cuda.Cuda)
+    device.torch = cuda.torch.device("cpu")
+    listed = {"Compute": compute, "Graphics": graphics}
+    device._monitor = SimpleNamespace(processes=listed.get)  # type: ignore[assignment]
+    assert device.others() == others
 
 
 def test_a_watched_block_carries_readings_and_mean_power(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ops import Point
@@ -83,26 +81,6 @@ def test_signatures_are_those_of_the_authors() -> None:
         ("running_std", False),
         ("running_mean", False),
     ]
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    n=st.integers(0, 2),
-    c=st.integers(1, 4),
-    h=st.integers(1, 9),
-    w=st.integers(1, 9),
-    k=st.sampled_from((1, 3, 5, 7)),
-    stride=st.integers(1, 3),
-    dilation=st.integers(1, 3),
-    combine=st.sampled_from(("mul", "add")),
-)
-def test_ddf_is_the_definition(
-    n: int, c: int, h: int, w: int, k: int, stride: int, dilation: int, combine: str
-) -> None:
-    given_ = operands(n, c, h, w, k, stride)
-    out = ddf(*given_, k, dilation, stride, combine)
-    assert out.shape == (n, c, (h - 1) // stride + 1, (w - 1) // stride + 1)
-    assert torch.allclose(out, by_loops(*given_, stride=stride, dilation=dilation, combine=combine), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("combine", ["mul", "add"])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 
 from suites.core import clocks, devices
 from suites.core.clocks import ColdClock, WallClock
 from suites.core.devices import Cpu, open_device
-from suites.core.machine import cpu_caches, describe_machine, parse_size, warnings
+from suites.core.machine import cpu_caches, describe_machine, parse_list, parse_size
 from suites.core.multiply_add import multiply_add
 from suites.core.roofs import matmul, roof_clocks
 
@@ -116,10 +120,33 @@ def test_page_faults_of_known_number_are_counted() -> None:
     assert pages <= found < pages + 20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="pins processes to a core")
+def test_a_core_that_is_shared_shows_as_context_switches() -> None:
+    """In processes of their own, on one core: the timed one is descheduled in favour of one that spins beside it."""
+    code = (
+        "import os, signal, time\n"
+        "from suites.core.clocks import WallClock\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "spin = lambda: sum(range(1000))\n"
+        "rival = os.fork()\n"
+        "while rival == 0: spin()\n"
+        "try: print(WallClock(spin, lambda: None).block(0.5).readings['context_switches'])\n"
+        "finally: os.kill(rival, signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 3
+
+
+def test_readings_are_what_was_added_during_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([SimpleNamespace(ru_minflt=100, ru_nivcsw=7), SimpleNamespace(ru_minflt=106, ru_nivcsw=12)])
+    fake = SimpleNamespace(getrusage=lambda who: next(counted), RUSAGE_SELF=resource.RUSAGE_SELF)
+    monkeypatch.setattr(clocks, "resource", fake)
+    samples = WallClock(lambda: time.sleep(0.01), nothing).block(0.015)
+    assert samples.readings == {"page_faults": 6 / len(samples.values), "context_switches": 5}
+
+
 def test_a_steady_heap_faults_no_pages() -> None:
     """In a worker of its own: the heap policy is for good."""
-    import subprocess
-
     code = (
         "import torch\n"
         "from suites.core.worker import prepare_process\n"
@@ -184,12 +211,9 @@ def test_sizes_are_read_as_the_kernel_prints_them(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-def test_an_unfit_machine_is_warned_of() -> None:
-    fit = {"load": 0.1, "cores": 2, "governor": "performance"}
-    quiet = [line for line in warnings(fit) if "Linux" not in line]
-    assert quiet == []
-    assert any("load average 3.0 on 2 cores" in line for line in warnings({**fit, "load": 3.0}))
-    assert any("powersave" in line for line in warnings({**fit, "governor": "powersave"}))
+@pytest.mark.parametrize(("text", "numbers"), [("0", {0}), ("0,4", {0, 4}), ("0-2,8", {0, 1, 2, 8})])
+def test_lists_are_read_as_the_kernel_prints_them(text: str, numbers: set[int]) -> None:
+    assert parse_list(text) == numbers
 
 
 class TickingTime(FakeTime):

@@ -13,8 +13,6 @@ import loops
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import ops
@@ -105,36 +103,6 @@ def test_ddf_skips_what_the_module_cannot_do() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- references
-
-
-@st.composite
-def points(draw: st.DrawFn, name: str) -> Point:
-    head = draw(st.integers(1, 2)) if name == "ddf" else 1
-    return Point(
-        batch=draw(st.integers(1, 2)),
-        channels=head * draw(st.integers(1, 3)),
-        height=draw(st.integers(1, 7)),
-        width=draw(st.integers(1, 7)),
-        kernel_size=draw(st.sampled_from((3, 5) if name == "ddf" else (1, 3, 5))),
-        stride=draw(st.integers(1, 3)),
-        dilation=draw(st.integers(1, 3)),
-        combine=draw(st.sampled_from(("mul", "add"))) if OPS[name].combines else "mul",
-        dtype="float64",
-        extra={"head": head, "se_ratio": draw(st.sampled_from((0.2, 0.5)))} if name == "ddf" else {},
-    )
-
-
-@pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_reference_is_the_definition(name: str, data: st.DataObject) -> None:
-    point = data.draw(points(name))
-    op, inputs = OPS[name], build(OPS[name], point, data.draw(st.integers(0, 9)))
-    magnitude = op.magnitude(inputs, point).detach().numpy()
-    reference = op.apply(inputs, point).detach().numpy()
-    assert reference.shape == (point.batch, point.channels, point.out_height, point.out_width)
-    assert np.all(np.abs(reference) <= magnitude * (1 + 1e-12))
-    assert np.all(np.abs(reference - loops.expected(name, inputs, point)) <= 1e-13 * magnitude + 1e-300)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "ddf"])

@@ -21,12 +21,15 @@ COLUMNS = (
 )
 #: Small enough to measure in no time.
 SMALL = ("--device", "cpu", "--channels", "4", "--seconds", "0.2", "--processes", "2")
+#: Where how often a case is measured does not matter.
+ALONE = (*SMALL, "--processes", "1")
 
 
 def records(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_three_suites_write_what_the_readme_says(runner: Runner, tmp_path: Path) -> None:
     suites = ("latency", "params", "flops")
     done = runner(*SMALL, "--suite", ",".join(suites), "--resolution", "7,9x8", "--output", "out")
@@ -53,6 +56,7 @@ def test_the_three_suites_write_what_the_readme_says(runner: Runner, tmp_path: P
     assert environment["finished"] >= environment["started"]
 
 
+@pytest.mark.slow
 def test_hostile_operators_cost_themselves_alone(runner: Runner, tmp_path: Path) -> None:
     names = "copying,segfault,hang,greedy,wrong,raising,skipping,late_crash,conv"
     broken = tmp_path / "broken.py"
@@ -81,8 +85,24 @@ def test_hostile_operators_cost_themselves_alone(runner: Runner, tmp_path: Path)
     assert all(op in report for op in found)
 
 
+def test_without_a_compiler_native_is_skipped_and_the_rest_is_measured(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    options = ("--suite", "latency", "--op", "ddf_op", "--impl", "native,composite", "--resolution", "7")
+    done = runner(*ALONE, *options, "--output", "out")
+    assert done.returncode == 0, done.stderr
+    found = {str(record["impl"]): (record["status"], str(record["reason"])) for record in records(tmp_path / "out")}
+    assert found["composite"] == ("ok", "")
+    assert found["native"][0] == "skipped"
+    assert "no C++ compiler: CXX=no-such-compiler is not a program" in found["native"][1]
+    warnings = json.loads((tmp_path / "out" / "run.json").read_text())["warnings"]
+    assert sum("csrc/ddf cannot be built" in warning for warning in warnings) == 1
+
+
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_without_loss_or_repetition(runner: Runner, tmp_path: Path) -> None:
-    options = (*SMALL, "--suite", "latency", "--op", "conv,dwconv", "--resolution", "5,6,7,8,9", "--output", "out")
+    options = (*ALONE, "--suite", "latency", "--op", "conv,dwconv", "--resolution", "5,6,7,8,9", "--output", "out")
     command = [sys.executable, str(ROOT / "runner.py"), *options]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     stored = tmp_path / "out" / "records.jsonl"
@@ -107,7 +127,7 @@ def test_a_killed_run_is_resumed_without_loss_or_repetition(runner: Runner, tmp_
 
 
 def test_ctrl_c_leaves_a_valid_run(runner: Runner, tmp_path: Path) -> None:
-    options = (*SMALL, "--suite", "latency", "--op", "conv", "--resolution", "5,6,7,8,9", "--output", "out")
+    options = (*ALONE, "--suite", "latency", "--op", "conv", "--resolution", "5,6,7,8,9", "--output", "out")
     command = [sys.executable, str(ROOT / "runner.py"), *options]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     stored = tmp_path / "out" / "records.jsonl"
@@ -156,6 +176,8 @@ def test_ctrl_c_leaves_a_valid_run(runner: Runner, tmp_path: Path) -> None:
         ("--no-such-option", "--no-such-option"),
         ("compress", "compress"),
         ("list nothing", "nothing"),
+        ("doctor --device gpu", "--device: 'gpu' is not one of auto, cpu, cuda, cuda:N"),
+        ("doctor --format xml", "xml"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(runner: Runner, tmp_path: Path, arguments: str, says: str) -> None:
@@ -171,9 +193,10 @@ def test_bad_input_is_one_line_and_exit_2(runner: Runner, tmp_path: Path, argume
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_loses_nothing(runner: Runner, tmp_path: Path) -> None:
     """A limit of the file's size stands for the disk: half of what the same run needs without it."""
-    options = (*SMALL, "--suite", "latency", "--op", "conv", "--resolution", "5,6,7,8,9", "--output")
+    options = (*ALONE, "--suite", "latency", "--op", "conv", "--resolution", "5,6,7,8,9", "--output")
     assert runner(*options, "whole").returncode == 0
     limit = (tmp_path / "whole" / "records.jsonl").stat().st_size // 2
     code = (
@@ -228,28 +251,38 @@ def test_list_tells_what_there_is(runner: Runner) -> None:
     assert cases == "params:conv/torch@cpu:c256k3\n"
 
 
-def test_a_report_of_two_runs_shows_both(runner: Runner, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert runner(*SMALL, "--suite", "params", "--op", "conv", "--output", name).returncode == 0
-    assert runner("report", "a", "b", "--output", "both").returncode == 0
-    with (tmp_path / "both" / "tables" / "params.csv").open() as file:
-        assert {row["run"] for row in csv.DictReader(file)} == {"a", "b"}
-
-
-def test_runs_latest_is_the_newest(runner: Runner, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which two runs were made, each into runs/."""
+    folder = tmp_path_factory.mktemp("two_runs")
+    command = [sys.executable, str(ROOT / "runner.py"), *SMALL, "--suite", "params", "--op", "conv"]
     for _ in range(2):
-        assert runner(*SMALL, "--suite", "params", "--op", "conv").returncode == 0
-    latest = tmp_path / "runs" / "latest"
-    runs = sorted(
-        (path for path in (tmp_path / "runs").iterdir() if not path.is_symlink()), key=lambda p: p.stat().st_mtime
-    )
+        subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    return folder
+
+
+def made_in(folder: Path) -> list[Path]:
+    """The runs of a folder, the oldest first."""
+    runs = [path for path in (folder / "runs").iterdir() if not path.is_symlink()]
+    return sorted(runs, key=lambda path: path.stat().st_mtime)
+
+
+def test_a_report_of_two_runs_shows_both(runner: Runner, tmp_path: Path, two_runs: Path) -> None:
+    runs = made_in(two_runs)
+    assert runner("report", *map(str, runs), "--output", "both").returncode == 0
+    with (tmp_path / "both" / "tables" / "params.csv").open() as file:
+        assert {row["run"] for row in csv.DictReader(file)} == {run.name for run in runs}
+
+
+def test_runs_latest_is_the_newest(two_runs: Path) -> None:
+    latest, runs = two_runs / "runs" / "latest", made_in(two_runs)
     assert len(runs) == 2
     assert latest.resolve() == runs[-1].resolve()
     assert (latest / "report.md").is_file()
 
 
 def test_help_is_there_for_every_command(runner: Runner) -> None:
-    for command in ((), ("list",), ("report",), ("compare",)):
+    for command in ((), ("list",), ("report",), ("compare",), ("ab",), ("calibrate",), ("doctor",)):
         done = runner(*command, "--help")
         assert done.returncode == 0
         assert "usage: runner.py" in done.stdout

@@ -2,7 +2,7 @@
 
 A build lands in a directory named after the content of everything that goes into it: sources, flags, compilers, torch.
 It appears there by one rename when it is complete, so that a build that was killed leaves nothing to be mistaken for
-one.
+one. `python -m ops.core.build OP ...` builds ahead of time.
 """
 
 from __future__ import annotations
@@ -354,3 +354,19 @@ def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
             say("waiting for another process that builds the same")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def main(ops: list[str]) -> int:
+    """Builds these ops and prints where their libraries are; 1 if one cannot be built."""
+    try:
+        for op in ops:
+            library = build(op)
+            print(f"{op}: {library.path}, CUDA architectures: {', '.join(library.arches) or 'none'}")
+    except BuildError as error:
+        print(f"ddf: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

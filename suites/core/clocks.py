@@ -33,7 +33,8 @@ class Samples:
     Args:
         calls: calls in each sample.
         values: seconds per call, one a sample.
-        readings: what else was read, over the whole block: `page_faults` per call, clocks, power, ...
+        readings: what else was read, over the whole block: `page_faults` per call, involuntary `context_switches` of
+            all threads in the block, clocks, power, ...
     """
 
     calls: int
@@ -70,9 +71,10 @@ def typical_seconds(call: Call) -> float:
     return statistics.median(times)
 
 
-def minor_faults() -> int:
-    """Minor page faults of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def disturbances() -> tuple[int, int]:
+    """Minor page faults, and involuntary context switches, of all threads of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt, usage.ru_nivcsw
 
 
 class WallClock:
@@ -91,7 +93,7 @@ class WallClock:
         if warm_up(call, synchronize, 0.0) < seconds:  # a call that outlasts the block has warmed up enough
             warm_up(call, synchronize, WARM_PART * seconds)
         values: list[float] = []
-        faults = minor_faults()
+        before = disturbances()
         begin = time.perf_counter()
         while True:
             result = None
@@ -104,8 +106,9 @@ class WallClock:
             values.append((end - start) / calls)
             if end - begin >= seconds:
                 break
-        faults = minor_faults() - faults
-        return Samples(calls, values, {"page_faults": faults / (calls * len(values))})
+        faults, switches = (after - earlier for after, earlier in zip(disturbances(), before, strict=True))
+        readings = {"page_faults": faults / (calls * len(values)), "context_switches": switches}
+        return Samples(calls, values, readings)
 
 
 class ColdClock:

@@ -62,6 +62,11 @@ class Cuda:
     def free_memory(self) -> int:
         return int(torch.cuda.mem_get_info(self.torch)[0])
 
+    def others(self) -> Mapping[str, int] | None:
+        torch.zeros(1, device=self.torch)  # from now on the driver counts this process too
+        compute, graphics = map(self._monitor.processes, ("Compute", "Graphics"))
+        return {"compute": compute - 1, "graphics": graphics or 0} if compute else None
+
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
         return {
             "latency_wall": lambda: self._watched(WallClock(call, torch.cuda.synchronize)),
@@ -271,6 +276,14 @@ class Monitor:
         """Bytes of the device's memory in use, by whatever process."""
         info = self._ask("nvmlDeviceGetMemoryInfo")
         return None if info is None else int(info.used)
+
+    def processes(self, kind: str) -> int | None:
+        """Processes that have a context of that kind, Compute or Graphics; None where the driver does not tell.
+
+        Counted, not compared by id: in a container the driver may give ids that mean nothing there.
+        """
+        found = self._ask(f"nvmlDeviceGet{kind}RunningProcesses")
+        return None if found is None else len({process.pid for process in found})
 
     def read(self) -> Json:
         """Clocks in Hz, temperature in Celsius, power in W, energy since boot in J, and what slows the clocks."""

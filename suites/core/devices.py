@@ -38,6 +38,9 @@ class Device(Protocol):
     def free_memory(self) -> int:
         """Bytes that can be allocated."""
 
+    def others(self) -> Mapping[str, int] | None:
+        """How many other processes use it, to compute and for graphics; None where nobody tells."""
+
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
         """The clocks of this device by metric, each set up (and warmed up) when called."""
 
@@ -71,6 +74,9 @@ class Cpu:
 
     def free_memory(self) -> int:
         return available_memory()
+
+    def others(self) -> None:
+        return None  # the operating system tells how busy they are, see `suites.core.findings`
 
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
         return {

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from reports import SCHEMA_VERSION, Json
-from suites.core import machine
+from suites.core import findings, machine
 from suites.core.plan import Plan
 
 PACKAGES = ("numpy", "fvcore", "triton", "ninja")
@@ -15,7 +15,6 @@ PACKAGES = ("numpy", "fvcore", "triton", "ninja")
 
 def describe(run: str, arguments: list[str], plan: Plan, root: Path, version: str) -> Json:
     """The environment of a run that begins now."""
-    here = machine.describe_machine()
     return {
         "schema_version": SCHEMA_VERSION,
         "run": run,
@@ -23,11 +22,11 @@ def describe(run: str, arguments: list[str], plan: Plan, root: Path, version: st
         "argv": ["runner.py", *arguments],
         "selection": plan.selection.to_json(),
         "project": {"version": version, **machine.describe_project(root)},
-        "machine": here,
+        "machine": machine.describe_machine(),
         "device": plan.device,
         "software": {**plan.software, **packages(), "compiler": machine.describe_compiler()},
         "probe": dict(plan.rates),
-        "warnings": machine.warnings(here) + plan.not_built,
+        "warnings": findings.warnings(findings.at_once(findings.Host())) + plan.not_built,
     }
 
 

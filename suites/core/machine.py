@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from reports import Json
@@ -21,14 +20,21 @@ def describe_machine() -> Json:
         "caches": cpu_caches(),
         "kernel": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
+        "governor": read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
         "load": os.getloadavg()[0],
     }
 
 
 def cores() -> int:
     """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(affinity())
+
+
+def affinity() -> tuple[int, ...]:
+    """Numbers of the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def describe_project(root: Path) -> Json:
@@ -39,21 +45,10 @@ def describe_project(root: Path) -> Json:
 
 
 def describe_compiler() -> str | None:
-    """First line of the C++ compiler's version."""
-    compiler = os.environ.get("CXX", "c++")
-    return _output([compiler, "--version"]).partition("\n")[0] or None
-
-
-def warnings(machine: Json) -> list[str]:
-    """What makes this machine unfit to measure right now."""
-    found = []
-    if machine["load"] > 0.5 * machine["cores"]:
-        found.append(f"load average {machine['load']:.1f} on {machine['cores']} cores: other programs are running")
-    if machine["governor"] not in (None, "performance"):
-        found.append(f"CPU frequency governor is {machine['governor']}, not performance: clocks change under load")
-    if sys.platform != "linux":
-        found.append("not Linux: no heap policy, page faults or memory limits; latencies depend on process history")
-    return found
+    """First line of the version of the C++ compiler that the build takes."""
+    asked = os.environ.get("CXX")
+    found = [name for name in ([asked] if asked else ["g++", "c++", "clang++"]) if shutil.which(name)]
+    return _output([found[0], "--version"]).partition("\n")[0] or None if found else None
 
 
 def _output(command: list[str]) -> str:
@@ -82,8 +77,8 @@ def cpu_caches() -> dict[str, int]:
     """Bytes of the first core's data caches, by level: `L1`, `L2`, ..."""
     found = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        if _text(index / "type") in ("Data", "Unified"):
-            found["L" + _text(index / "level")] = parse_size(_text(index / "size"))
+        if read(index / "type") in ("Data", "Unified"):
+            found["L" + read(index / "level")] = parse_size(read(index / "size"))
     return found
 
 
@@ -98,12 +93,22 @@ def parse_size(text: str) -> int:
     return int(text[:-1]) * units[text[-1]] if text[-1:] in units else int(text)
 
 
+def parse_list(text: str) -> set[int]:
+    """The numbers of a list as the kernel prints it, like `0-2,8`."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
 def _lines(path: str) -> list[str]:
-    return _text(Path(path)).splitlines()
+    return read(Path(path)).splitlines()
 
 
-def _text(path: Path) -> str:
+def read(path: Path) -> str:
+    """The text of a file, stripped; empty if it cannot be read."""
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError:
         return ""

@@ -15,7 +15,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to measure (comma lists, repeatable)")
     what.add_argument("--suite", type=names, action="extend", metavar="NAMES", help="all, or some of: " + suite_help())
     what.add_argument("--preset", default="quick", metavar="NAME", help=preset_help())
-    what.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, cuda:N")
+    add_device(what)
     what.add_argument("--op", type=names, action="extend", metavar="NAMES", help="ops; see runner.py list ops")
     what.add_argument("--impl", type=names, action="extend", metavar="NAMES", help="impls; see runner.py list impls")
     what.add_argument("--op-file", action="append", default=[], metavar="FILE", help="measure the ops of this file too")
@@ -39,6 +39,10 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", default="0", metavar="N", help="seed of inputs and of the order of blocks (0)")
 
 
+def add_device(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, cuda:N")
+
+
 def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -58,15 +62,12 @@ def selection_of(options: argparse.Namespace) -> Selection:
         UsageError: if a value is not allowed.
     """
     preset = PRESETS[one_of("--preset", options.preset, list(PRESETS))]
-    kind, _, index = options.device.partition(":")
-    if options.device != "auto" and (kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit()))):
-        raise UsageError(f"--device: {options.device!r} is not one of auto, cpu, cuda, cuda:N")
     for file in options.op_file:
         if not Path(file).is_file():
             raise UsageError(f"--op-file: {file!r} is not a file")
     return Selection(
         suites=chosen_suites(options.suite),
-        device="cuda:0" if options.device == "cuda" else options.device,
+        device=device_of(options),
         preset=options.preset,
         ops=options.op,
         impls=options.impl,
@@ -78,6 +79,19 @@ def selection_of(options: argparse.Namespace) -> Selection:
         seed=int(number("--seed", options.seed, Axis("", 0, "", minimum=0))),
         op_files=[str(Path(file).resolve()) for file in options.op_file],
     )
+
+
+def device_of(options: argparse.Namespace) -> str:
+    """The device asked for: `auto`, or as torch names it.
+
+    Raises:
+        UsageError: if that is not a device's name.
+    """
+    name: str = options.device
+    kind, _, index = name.partition(":")
+    if name != "auto" and (kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit()))):
+        raise UsageError(f"--device: {name!r} is not one of auto, cpu, cuda, cuda:N")
+    return "cuda:0" if name == "cuda" else name
 
 
 def chosen_suites(asked: list[str] | None) -> list[str]:

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -18,6 +18,8 @@ from suites.core.multiply_add import multiply_add
 
 #: Side of the square matrix product.
 SIDE = {"cpu": 1024, "cuda": 8192}
+#: The same of the call by which `doctor` judges noise: about a millisecond.
+REFERENCE_SIDE = {"cpu": 384, "cuda": 2048}
 #: Bytes moved by the copy that forecasts are made from: more than any cache holds.
 PROBE_BYTES = 2**28
 
@@ -41,12 +43,17 @@ def copy(device: Device, size: int) -> Call:
     return lambda: target.copy_(source)
 
 
-def matmul(device: Device, dtype: torch.dtype) -> tuple[Call, float]:
+def matmul(device: Device, dtype: torch.dtype, sides: Mapping[str, int] = SIDE) -> tuple[Call, float]:
     """One square matrix product, and its multiply-accumulates."""
-    side = SIDE[device.torch.type]
+    side = sides[device.torch.type]
     a, b = (torch.randn(side, side, device=device.torch).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out), float(side**3)
+
+
+def reference(device: Device) -> Call:
+    """A call of fixed work on all of the device: what differs from block to block is the machine."""
+    return matmul(device, torch.float32, REFERENCE_SIDE)[0]
 
 
 def probe(device: Device) -> Json:

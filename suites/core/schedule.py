@@ -333,6 +333,7 @@ def latencies(outcome: Outcome) -> list[Metric]:
 
 READING_UNITS = {
     "page_faults": "1",
+    "context_switches": "1",
     "sm_clock": "Hz",
     "memory_clock": "Hz",
     "temperature": "degC",

@@ -1,13 +1,15 @@
 """The worker's side: answers the runner's requests, one JSON object a line, until the runner hangs up.
 
 Requests (`do`):
-    declare  read an op file: its ops, impls and axes
-    costs    closed forms of cases
-    build    build libraries, saying each step
-    device   describe the device and its free memory
-    begin    build a case's inputs, check its result, set up its clocks
-    roofs    set up the clocks of the roofs
-    block    take one block of samples
+    declare    read an op file: its ops, impls and axes
+    costs      closed forms of cases
+    build      build libraries, saying each step
+    device     describe the device and its free memory
+    examine    tell what can be loaded, and who else uses the device
+    begin      build a case's inputs, check its result, set up its clocks
+    roofs      set up the clocks of the roofs
+    reference  set up the clock of the call by which `doctor` judges noise
+    block      take one block of samples
 """
 
 from __future__ import annotations
@@ -87,6 +89,18 @@ class Worker:
                 failed.append(f"csrc/{name} cannot be built: {one_line(error)}")
         return {"failed": failed}
 
+    def do_examine(self, request: Json) -> Json:
+        from ops.core import native
+        from suites.core.devices import open_device
+        from suites.core.multiply_add import library
+
+        device = open_device(request["device"])
+        return {
+            "native": native.missing(device.torch.type),
+            "roofs": library() is not None,
+            "others": device.others(),
+        }
+
     def do_begin(self, request: Json) -> Json:
         import torch
 
@@ -110,6 +124,15 @@ class Worker:
         prepare_process(request["process"])
         self.clocks, work = roof_clocks(open_device(request["device"]), request["dtype"], request["copies"])
         return {"work": work}
+
+    def do_reference(self, request: Json) -> Json:
+        from suites.core.devices import open_device
+        from suites.core.roofs import reference
+
+        prepare_process(request["process"])
+        device = open_device(request["device"])
+        self.clocks = {"reference": device.clocks(reference(device))[device.main_clock]()}
+        return {}
 
     def do_block(self, request: Json) -> Json:
         return asdict(self.clocks[request["clock"]].block(request["seconds"]))
