@@ -147,3 +147,17 @@ def test_sizes_of_a_point() -> None:
 def test_an_axis_refuses_what_is_not_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="is not an odd integer of at least 1"):
         Axis("kernel_size", 3, "", odd=True).parse(text)
+
+
+def test_a_suite_has_values_of_its_own_where_nobody_asks_for_others() -> None:
+    memory = suites()["memory"]
+    shape = {"size": [[7, 7]]}
+    both = ids(selection(ops=["conv"], axes=shape), memory)
+    assert [case.split(":")[4] for case in both] == ["forward", "forward_backward"]
+    asked = ids(selection(ops=["conv"], axes={**shape, "direction": ["forward"]}), memory)
+    assert asked == both[:1]
+
+
+def test_growth_has_one_case_an_op() -> None:
+    names = ["conv/torch", "ddf/composite"]
+    assert ids(selection(), suites()["complexity"]) == [f"complexity:{name}@cpu:float32" for name in names]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
+from test_cases import selection
 from test_check import IMPLS, made
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from ops import Point
 from suites import Begun, suites
 from suites.core.allocations import Allocations, trace
 from suites.core.bench import Bench
+from suites.core.plan import Plan
 from suites.memory import filter_memory
 
 MEMORY = suites()["memory"]
@@ -205,6 +207,29 @@ def test_an_allocation_may_be_rounded_up() -> None:
     found = Allocations(0, 0, (512, 1024, 2048))
     assert found.holding([500, 500, 1000]) == []
     assert found.holding([500, 500, 1000], rounding=511) == [500, 1000]
+
+
+@pytest.mark.parametrize(
+    ("free", "rate", "status"), [(10**9, 1e16, "does_not_fit"), (10**15, 1e9, "skipped"), (10**15, 1e16, None)]
+)
+def test_what_is_not_measured_is_told_by_closed_form(free: int, rate: float, status: str | None) -> None:
+    """The dense dynamic filter at 224 x 224: 118 GB a sample."""
+    bench = made("dynamic_filter", "dyfilter", "composite", batch=1, channels=256, height=224, width=224)
+    case, costs = replace(bench.case, suite="memory"), bench.costs
+    rates = {"copy": rate, "matmul": rate}
+    plan = Plan(selection(), {"memory": MEMORY}, {}, {}, free, rates, {}, [], [case], {case.id: asdict(costs)})
+    record = plan.settled(case, "run")
+    assert (record and record.status) == status
+    if record:
+        told = {metric.name: metric.value for metric in record.metrics}
+        filters = 224**2 * 256**2 * 9 * 4
+        output = 224**2 * 256 * 4
+        weights = 256**3 * 9 * 4
+        assert told == {
+            "memory_needed": filters + 2 * output + weights,
+            "filter_memory_formula": filters,
+            "peak_memory_formula": filters + output,
+        }
 
 
 # the instrument
