@@ -102,14 +102,18 @@ def _draw_growths(slopes: list[Growth], colors: dict[str, str]) -> Figure:
 
 def _draw_slopes(axes: Axes, panel: list[Growth], ops: list[str], colors: dict[str, str]) -> None:
     for growth in panel:
-        row, slope = ops.index(growth.op), growth.slope or 0.0
-        low, high = growth.low or slope, growth.high or slope
+        row, slope = ops.index(growth.op), growth.slope
+        if slope is None:
+            axes.text(-0.4, row, "too few points above overhead", size=7.5, color=_GREY, va="center")
+            continue
+        low = slope if growth.low is None else growth.low
+        high = slope if growth.high is None else growth.high
         errors = [[slope - low], [high - slope]]
         axes.errorbar([slope], [row], xerr=errors, fmt="o", color=colors[growth.op], capsize=3, markersize=5)
         if growth.expected is not None:
             axes.plot([growth.expected], [row], "D", color="black", markerfacecolor="none", markersize=7, zorder=3)
     axes.set_ylim(len(ops) - 0.5, -0.5)
-    axes.set_xlim(-0.3, 3.5)
+    axes.set_xlim(-0.5, 3.5)
     axes.set_xticks(range(4))
     axes.grid(True, axis="x", color="#DDDDDD", linewidth=0.7)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ops import Op, Point, Skip
 from reports import Json, Metric
@@ -65,6 +65,8 @@ class Complexity(Suite):
     order = 50
     help = "growth of multiply-accumulates, bytes and latency with pixels, channels and kernel size"
     axes = ("dtype", "threads", "tf32")
+    #: Growth is that of the work, not of its division among cores, which other programs would disturb.
+    own_values: ClassVar = {"threads": (1,)}
     per_impl = False
     timed = True
     ceiling = 0.5

@@ -160,4 +160,4 @@ def test_a_suite_has_values_of_its_own_where_nobody_asks_for_others() -> None:
 
 def test_growth_has_one_case_an_op() -> None:
     names = ["conv/torch", "ddf/composite"]
-    assert ids(selection(), suites()["complexity"]) == [f"complexity:{name}@cpu:float32" for name in names]
+    assert ids(selection(), suites()["complexity"]) == [f"complexity:{name}@cpu:float32:threads=1" for name in names]

@@ -10,7 +10,7 @@ import pytest
 from sample_runs import latency, record
 from test_reports_formats import drawn, render, run_of, text_of
 
-from reports import Metric, Record
+from reports import Metric, Record, Run
 from reports.core.growth import OVERHEAD, Growth, Sample, fit, growths, parsed, slope
 from reports.core.growth_told import fit_rows, fitted, slope_rows
 from reports.core.pictures import GROWTH_PATH
@@ -212,3 +212,12 @@ def test_too_few_points_are_said() -> None:
     rows = [row for row in slope_rows(growths(run)) if row[1] == "latency_wall"]
     assert {row[4] for row in rows} == {"too few points"}
     assert len(fit_rows(growths(run))) == 2
+    assert b"too few points above overhead" not in plain_text(run_of([complexity()]))
+    assert b"too few points above overhead" in plain_text(run)
+
+
+def plain_text(run: Run) -> bytes:
+    """The picture of growth with its texts as comments, as matplotlib writes them."""
+    content = render(run)[f"{GROWTH_PATH}.svg"]
+    assert isinstance(content, bytes)
+    return content

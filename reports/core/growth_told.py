@@ -40,7 +40,7 @@ def slope_rows(growths: Iterable[Growth]) -> list[list[str]]:
             growth.along,
             growth.where,
             _slope(growth),
-            "" if growth.expected is None else f"{growth.expected:.2f}",
+            "" if growth.expected is None else _exponent(growth.expected),
             str(growth.points),
             "; ".join(growth.left_out),
         ]
@@ -60,8 +60,12 @@ def _slope(growth: Growth) -> str:
     if growth.slope is None:
         return "too few points"
     if growth.low is None or growth.high is None or growth.low == growth.high:
-        return f"{growth.slope:.2f}"
-    return f"{growth.slope:.2f} ({growth.low:.2f} to {growth.high:.2f})"
+        return _exponent(growth.slope)
+    return f"{_exponent(growth.slope)} ({_exponent(growth.low)} to {_exponent(growth.high)})"
+
+
+def _exponent(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def _residual(value: float | None) -> str:

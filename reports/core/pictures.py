@@ -62,7 +62,7 @@ class Picture:
 
 def drawn_growths(runs: list[Run]) -> list[Growth]:
     """The slopes that the picture of a single run shows: those of the suite `complexity`, ops in order."""
-    found = [g for run in runs for g in growths(run) if g.suite == "complexity" and g.slope is not None]
+    found = [g for run in runs for g in growths(run) if g.suite == "complexity" and g.residual is None]
     return sorted(found, key=lambda g: OPS.index(g.op) if g.op in OPS else len(OPS)) if len(runs) == 1 else []
 
 

@@ -46,6 +46,7 @@ class Preset:
 SQUARES = tuple((n, n) for n in (7, 14, 28, 56, 112, 224))
 
 PRESETS: Mapping[str, Preset] = {
+    # About a minute of it goes to `memory` (nothing timed) and `complexity` (one impl an op, half of `seconds` each).
     "quick": Preset(
         "a few minutes on two cores: resolutions 7 to 56, batch 1 (CPU) or 8 (CUDA)",
         {"cpu": 1, "cuda": 8},
