@@ -177,6 +177,8 @@ def resume(path: Path) -> int:
     from reports.core.records import load_run
 
     environment = load_run(path, samples=False).environment
+    if "ab" in environment:
+        raise UsageError(f"--resume: {str(path)!r} compares two revisions, whose blocks alternate: measure it anew")
     return measure(Selection(**environment["selection"]), path, environment["argv"][1:], resumed=environment)
 
 
@@ -329,7 +331,13 @@ def report_command(arguments: Sequence[str]) -> int:
         raise UsageError("--output: a folder is needed for the report of several runs")
     runs = [load_run(Path(run), samples=False) for run in options.run]
     target = Path(options.output or options.run[0])
-    write(runs, target, options.format)
+    compared = [run for run in runs if "ab" in run.environment]
+    if compared and len(runs) > 1:
+        raise UsageError(f"RUN: {str(compared[0].path)!r} compares two revisions, and is reported alone")
+    if compared:
+        report_comparison(load_run(runs[0].path), target)
+    else:
+        write(runs, target, options.format)
     print(f"written to {target}{os.sep}")
     return OK
 
@@ -357,7 +365,7 @@ def ab_command(arguments: Sequence[str]) -> int:
             return OK
         ab.build_sides(sides, matched.measured, session, tell_step)
         environment = describe(path.name, ["ab", *arguments], sides[1].plan, ROOT, VERSION)
-        directory = RunDirectory.create(path, {**environment, "ab": ab.told(sides, matched, request.looks)})
+        directory = RunDirectory.create(path, {**environment, "ab": ab.told(sides, matched, request)})
         session.log = path / "workers.log"
         pairs = ab.Pairs(request.selection, session, sides, path.name, began, request.asked.metrics)
         most = request.looks[-1]
@@ -371,6 +379,13 @@ def ab_command(arguments: Sequence[str]) -> int:
             comparison = ab.compare_sides(pairs, matched, request, kept)
     comparison.notes += calibrated("ab", sides[1].plan.device, matched.threads)
     return verdict_options.conclude(comparison, request.asked.into(path))
+
+
+def report_comparison(run: Run, target: Path) -> None:
+    """Judges what `ab` has measured once more, and writes it."""
+    from reports.core import pairs, verdict_tables
+
+    verdict_tables.write(pairs.judge(run), verdict_tables.FORMATS, target)
 
 
 def compare_command(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import math
 import random
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -249,11 +250,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(clone: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    import sys
-
-    command = [sys.executable, str(clone / "runner.py"), "ab", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+def run(clone: Path, folder: Path, *arguments: str, command: str = "ab") -> subprocess.CompletedProcess[str]:
+    command_line = [sys.executable, str(clone / "runner.py"), command, *arguments]
+    return subprocess.run(command_line, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 SMALL = ("--op", "dwconv", "--resolution", "7", "--channels", "4", "--device", "cpu", "--processes", "1")
@@ -265,6 +264,12 @@ def test_a_wrong_result_in_the_new_revision_is_missing(clone: Path, tmp_path: Pa
     assert "wrong result" in done.stdout
     for name in ("run.json", "records.jsonl", "comparison.md", "comparison.csv", "comparison.json"):
         assert (tmp_path / "out" / name).stat().st_size, name
+    before = (tmp_path / "out" / "comparison.csv").read_text()
+    again = run(clone, tmp_path, "out", "--output", "again", command="report")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again" / "comparison.csv").read_text() == before
+    both = run(clone, tmp_path, "out", "out", "--output", "both", command="report")
+    assert "is reported alone" in both.stderr
     told = json.loads((tmp_path / "out" / "run.json").read_text())["ab"]
     assert told["base_commit"] == git(clone, "rev-parse", "HEAD~1")
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]

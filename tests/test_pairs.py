@@ -13,7 +13,7 @@ import pytest
 from reports import Block, Record, Run
 from reports.core.pairs import BASE, LOOKS, NEW, case_of, decided, judge, log_ratios
 from reports.core.significance import needed
-from reports.core.verdicts import AMBIGUOUS, FASTER, LEVEL, MISSING, NOT_COMPARABLE, SAME, SLOWER
+from reports.core.verdicts import AMBIGUOUS, FASTER, FLOOR, LEVEL, MISSING, NOT_COMPARABLE, SAME, SLOWER
 
 CASES = ("a", "b", "placebo")
 #: Seconds at a time, by case and side: what the made-up clock shows.
@@ -43,7 +43,8 @@ def measured(truth: Truth, pairs: int = 8, quartets: int = 3, cases: tuple[str, 
 
 
 def run(records: list[Record], **told: Any) -> Run:
-    plain = {"base": "old", "new": "young", "looks": 1, "placebos": ["placebo"], "left_out": {}, "only": {}}
+    plain = {"base": "old", "new": "young", "placebos": ["placebo"], "left_out": {}, "only": {}}
+    plain |= {"looks": 1, "level": LEVEL, "floor": FLOOR}
     return Run(Path(), {"ab": plain | told}, records)
 
 
@@ -57,8 +58,8 @@ def noisy(slower: dict[str, float], spread: float = 0.005, seed: int = 1) -> Tru
     return truth
 
 
-def words(found: Run, **options: float) -> dict[str, str]:
-    return {v.case: v.verdict for v in judge(found, **options).verdicts}
+def words(found: Run) -> dict[str, str]:
+    return {v.case: v.verdict for v in judge(found).verdicts}
 
 
 def test_a_slow_down_is_found_in_its_case_alone() -> None:
@@ -84,7 +85,7 @@ def test_a_speed_up_is_no_regression() -> None:
 def test_what_is_below_the_floor_is_the_same_however_sure() -> None:
     records = measured(noisy({"a": 1.02}, spread=0.001))
     assert words(run(records))["a"] == SAME
-    assert words(run(records), floor=0.01)["a"] == SLOWER
+    assert words(run(records, floor=0.01))["a"] == SLOWER
 
 
 def test_a_steady_drift_cancels_within_a_quartet() -> None:

@@ -498,3 +498,20 @@ def test_bounds_share_the_unit_of_the_value() -> None:
 )
 def test_round_quantity(unit: str, value: float, shown: str) -> None:
     assert round_quantity("metric", unit, value) == shown
+
+
+def test_places_where_a_metric_means_nothing_have_no_row() -> None:
+    """Memory kept for backward, of forward passes; where all cases were skipped there is a row that says so."""
+    kept = Metric("saved_memory", "B", 1024, better="less")
+    records = [
+        record("memory", "conv", "torch", 7, metrics=[Metric("peak_memory", "B", 2048)]),
+        record("memory", "dyfilter", "torch", 7, status="skipped", reason="too long"),
+        record("memory", "conv", "torch", 7, metrics=[kept], direction="forward_backward"),
+        record("memory", "conv", "torch", 14, status="skipped", reason="no", direction="forward_backward"),
+    ]
+    text = text_of("tables/memory.md", Run(Path("runs/x"), environment(), records))
+    section = text.partition("## Memory kept for backward")[2].partition("## All metrics")[0]
+    assert [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")][2:] == [
+        "7×7",
+        "14×14",
+    ]

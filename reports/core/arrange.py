@@ -217,12 +217,17 @@ def _pivot(entries: list[Entry], view: View) -> Pivot:
         if series not in row or cell.metric:
             row[series] = cell
         unit = metric.unit if metric else unit
-    rows = {place: rows[place] for place in sorted(rows, key=_sortable)}
+    rows = {place: rows[place] for place in sorted(rows, key=_sortable) if _belongs(rows[place])}
     columns = sorted({series for row in rows.values() for series in row}, key=lambda s: s.rank)
     varying = [axis for i, axis in enumerate(PLACE_AXES) if len({place[i] for place in rows}) > 1]
     if view.over:
         rows, unit = {place: _relative(row, view) for place, row in rows.items()}, ""
     return Pivot(view.name, unit, rows, columns, varying)
+
+
+def _belongs(row: dict[Series, Cell]) -> bool:
+    """Whether the metric means anything there: a case has it, or none came far enough to tell."""
+    return any(cell.metric for cell in row.values()) or all(cell.status for cell in row.values())
 
 
 def _relative(row: dict[Series, Cell], view: View) -> dict[Series, Cell]:

@@ -15,7 +15,7 @@ import numpy as np
 from .. import FAILURES, Json, Record, Run
 from . import significance
 from .compare import judged
-from .verdicts import AMBIGUOUS, FASTER, FLOOR, LEVEL, MISSING, NOT_COMPARABLE, SLOWER, Comparison, Verdict
+from .verdicts import AMBIGUOUS, FASTER, MISSING, NOT_COMPARABLE, SLOWER, Comparison, Verdict
 
 PAIR, SIDE = "pair", "side"
 BASE, NEW = "base", "new"
@@ -26,16 +26,15 @@ LOOKS = (8, 12, 16, 20)
 Hypothesis = tuple[str, str]
 
 
-def judge(run: Run, level: float = LEVEL, floor: float = FLOOR) -> Comparison:
+def judge(run: Run) -> Comparison:
     """What a paired run says of every case; see `Verdict`.
 
     Args:
-        run: its environment's `ab` tells the sides' names, the placebos and how many looks were planned.
-        level: the family-wise error rate of all looks together.
-        floor: the smallest effect that is called one, relative.
+        run: its environment's `ab` tells the sides' names, the placebos, how many looks were planned, the family-wise
+            error rate of all of them together, and the floor.
     """
     told: Json = run.environment["ab"]
-    looks = int(told["looks"])
+    looks, level, floor = int(told["looks"]), float(told["level"]), float(told["floor"])
     differences = log_ratios(run.records)
     broken = _broken(run.records)
     open_cases = [key for key in differences if key[0] not in broken]

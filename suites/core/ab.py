@@ -266,7 +266,7 @@ def compare_sides(
             to take.
     """
     looks, cases, records = request.looks, list(matched.measured), list[Record]()
-    environment = {"ab": told(pairs.sides, matched, looks)}
+    environment = {"ab": told(pairs.sides, matched, request)}
     began = time.monotonic()
     for count in range(looks[-1]):
         for made in pairs.measure(cases, count):
@@ -276,7 +276,7 @@ def compare_sides(
         next_end = (time.monotonic() - began) * (count + 2) / (count + 1)
         last = count + 1 == looks[-1] or not cases or next_end > request.limit
         if last or count + 1 in looks:
-            comparison = judge(Run(Path(), environment, records), request.asked.level, request.asked.floor)
+            comparison = judge(Run(Path(), environment, records))
             if last or decided(comparison):
                 break
     return comparison
@@ -307,12 +307,13 @@ def main_clock(case: Case) -> str:
     return "latency_device" if case.kind == "cuda" else "latency_wall"
 
 
-def told(sides: tuple[Side, Side], matched: Matched, looks: Sequence[int]) -> Json:
+def told(sides: tuple[Side, Side], matched: Matched, request: Request) -> Json:
     """What `run.json` keeps of a comparison besides its environment: all that `reports.core.pairs` asks for."""
     names = {side.name: side.revision.label for side in sides}
     commits = {f"{side.name}_commit": side.revision.commit for side in sides}
     slowdowns = {f"{side.name}_slowdown": side.slowdown for side in sides if side.slowdown}
-    return {**names, **commits, **slowdowns, "looks": len(looks), **matched.to_json()}
+    asked = {"looks": len(request.looks), "level": request.asked.level, "floor": request.asked.floor}
+    return {**names, **commits, **slowdowns, **asked, **matched.to_json()}
 
 
 @dataclass
