@@ -59,6 +59,8 @@ class Block:
         time: seconds since the run began.
         calls: calls in each sample.
         values: seconds per call, one a sample.
+        disturbed: whether something else slowed the whole block, and not what is measured: the device was throttled, or
+            threads waited for a core. It was then taken again; all are kept.
     """
 
     metric: str
@@ -67,6 +69,7 @@ class Block:
     time: float
     calls: int
     values: list[float]
+    disturbed: bool = False
 
 
 @dataclass

@@ -121,7 +121,7 @@ def test_page_faults_of_known_number_are_counted() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pins processes to a core")
-def test_a_core_that_is_shared_shows_as_context_switches() -> None:
+def test_a_core_that_is_shared_shows_as_context_switches_and_waiting() -> None:
     """In processes of their own, on one core: the timed one is descheduled in favour of one that spins beside it."""
     code = (
         "import os, signal, time\n"
@@ -130,11 +130,14 @@ def test_a_core_that_is_shared_shows_as_context_switches() -> None:
         "spin = lambda: sum(range(1000))\n"
         "rival = os.fork()\n"
         "while rival == 0: spin()\n"
-        "try: print(WallClock(spin, lambda: None).block(0.5).readings['context_switches'])\n"
+        "try: readings = WallClock(spin, lambda: None).block(0.5).readings\n"
         "finally: os.kill(rival, signal.SIGKILL)\n"
+        "print(readings['context_switches'], readings['core_wait'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) >= 3
+    switches, wait = map(float, done.stdout.split())
+    assert switches >= 3
+    assert 0.2 < wait < 1.5  # half of the time each, where nothing else runs
 
 
 def test_readings_are_what_was_added_during_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +145,7 @@ def test_readings_are_what_was_added_during_the_block(monkeypatch: pytest.Monkey
     fake = SimpleNamespace(getrusage=lambda who: next(counted), RUSAGE_SELF=resource.RUSAGE_SELF)
     monkeypatch.setattr(clocks, "resource", fake)
     samples = WallClock(lambda: time.sleep(0.01), nothing).block(0.015)
+    assert 0 <= samples.readings.pop("core_wait") < 1
     assert samples.readings == {"page_faults": 6 / len(samples.values), "context_switches": 5}
 
 

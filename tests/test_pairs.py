@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,27 @@ def test_one_disturbed_quartet_does_not_decide_its_pair() -> None:
 
     for ratios in log_ratios(measured(truth)).values():
         assert list(ratios.values()) == pytest.approx([0.0] * 8)
+
+
+def test_disturbed_blocks_count_only_where_there_are_no_others() -> None:
+    """Every other block of the new side lost its cores, and was taken again."""
+    records = measured(noisy({}, spread=0.0))
+    for made in records:
+        if made.axes["side"] == NEW:
+            again = [replace(b, values=[9.0] * 5, disturbed=True) for b in made.samples[::2]]
+            made.samples += again
+    assert all(abs(x) < 1e-9 for ratios in log_ratios(records).values() for x in ratios.values())
+    for made in records:
+        made.samples = [block for block in made.samples if made.axes["side"] == BASE or block.disturbed]
+    assert all(x == pytest.approx(math.log(9e3)) for ratios in log_ratios(records).values() for x in ratios.values())
+
+
+def test_what_others_add_to_half_of_the_samples_moves_nothing() -> None:
+    records = measured(noisy({}, spread=0.0))
+    for made in records:
+        for block in made.samples if made.axes["side"] == NEW else []:
+            block.values[:2] = [9.0, 9.0]
+    assert all(abs(x) < 1e-9 for ratios in log_ratios(records).values() for x in ratios.values())
 
 
 def test_a_placebo_that_moves_makes_all_movement_doubtful() -> None:

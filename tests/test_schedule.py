@@ -147,6 +147,19 @@ def test_a_throttled_block_is_taken_again_and_flagged() -> None:
     assert rounds[:3] == [0, 0, 0]
 
 
+def test_a_block_that_lost_its_cores_is_taken_again_and_marked() -> None:
+    class Shared(FakeWorker):
+        def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+            answer = super().ask(request, timeout)
+            if request["do"] == "block":
+                answer["readings"]["core_wait"] = 0.9 if self.blocks == 1 else 0.1
+            return answer
+
+    workers = [Shared(0.5) for _ in range(3)]
+    record = next(record for record, _ in engine(workers, processes=1).measure(CASES[:1]))
+    assert [(block.round, block.disturbed) for block in record.samples[:3]] == [(0, True), (0, False), (1, False)]
+
+
 @pytest.mark.parametrize(("copy_seconds", "binding"), [(0.4, "copy"), (0.0001, "arithmetic:fma")])
 def test_the_roof_that_takes_longer_binds(copy_seconds: float, binding: str) -> None:
     roofs = Roofs()

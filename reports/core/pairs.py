@@ -12,7 +12,7 @@ from statistics import mean, median
 
 import numpy as np
 
-from .. import FAILURES, Json, Record, Run
+from .. import FAILURES, Block, Json, Record, Run
 from . import significance
 from .compare import judged
 from .verdicts import AMBIGUOUS, FASTER, MISSING, NOT_COMPARABLE, SLOWER, Comparison, Verdict
@@ -63,16 +63,16 @@ def decided(comparison: Comparison) -> bool:
 def log_ratios(records: Iterable[Record]) -> dict[Hypothesis, dict[int, float]]:
     """By case and metric, for each pair the log of new over base: the median over its quartets.
 
-    A side's time in a quartet is the geometric mean of its two blocks' medians, from which a steady drift cancels.
+    A block's time is the lower quartile of its samples, since what other programs add is never negative. A side's time
+    in a quartet is the geometric mean of its two blocks', from which a steady drift cancels. Blocks that something else
+    disturbed as a whole, and which were taken again, count only in a pair that has no quartet without any.
     """
-    values: dict[Hypothesis, dict[int, dict[int, dict[str, list[float]]]]] = {}
+    values: dict[Hypothesis, dict[int, dict[int, dict[str, list[Block]]]]] = {}
     for record in records:
         if record.status == "ok":
             for block in record.samples:
                 pair = values.setdefault((case_of(record), block.metric), {}).setdefault(block.process, {})
-                pair.setdefault(block.round, {BASE: [], NEW: []})[record.axes[SIDE]].append(
-                    math.log(median(block.values))
-                )
+                pair.setdefault(block.round, {BASE: [], NEW: []})[record.axes[SIDE]].append(block)
     return {
         hypothesis: {number: found for number, pair in pairs.items() if (found := _log_ratio(pair)) is not None}
         for hypothesis, pairs in values.items()
@@ -84,9 +84,21 @@ def case_of(record: Record) -> str:
     return record.case.removesuffix(f":{PAIR}={record.axes[PAIR]}:{SIDE}={record.axes[SIDE]}")
 
 
-def _log_ratio(pair: dict[int, dict[str, list[float]]]) -> float | None:
-    quartets = [mean(sides[NEW]) - mean(sides[BASE]) for sides in pair.values() if sides[BASE] and sides[NEW]]
-    return median(quartets) if quartets else None
+def _log_ratio(pair: dict[int, dict[str, list[Block]]]) -> float | None:
+    calm = {
+        number: {side: [block for block in blocks if not block.disturbed] for side, blocks in sides.items()}
+        for number, sides in pair.items()
+    }
+    for some in (calm, pair):
+        quartets = [_time(sides[NEW]) - _time(sides[BASE]) for sides in some.values() if sides[NEW] and sides[BASE]]
+        if quartets:
+            return median(quartets)
+    return None
+
+
+def _time(blocks: list[Block]) -> float:
+    """The log of the geometric mean of the blocks' lower quartiles."""
+    return mean(math.log(float(np.quantile(block.values, 0.25))) for block in blocks)
 
 
 def _verdicts(

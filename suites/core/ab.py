@@ -36,6 +36,8 @@ from suites.core.session import Session
 
 #: Seconds of one block: short, so that both sides see the same drift.
 BLOCK_SECONDS = 0.025
+#: How often a block that something else disturbed is taken again: each is short, and a pair is worth little without.
+RETRIES = 8
 #: Quartets of a case in a pair go on for about so many seconds, and are at least one and at most so many.
 PAIR_SECONDS, MOST_QUARTETS = 0.6, 8
 #: What is measured beside the cases that differ where nothing else runs the same program on both sides.
@@ -381,7 +383,7 @@ class Pairs:
             for name in (first, second, second, first):
                 if any(outcome.status != "ok" for outcome in outcomes.values()):
                     return
-                taker.block(outcomes[name], workers[name], clock, number, quartet, BLOCK_SECONDS)
+                taker.block(outcomes[name], workers[name], clock, number, quartet, BLOCK_SECONDS, RETRIES)
             if time.monotonic() - begin >= PAIR_SECONDS:
                 return
 

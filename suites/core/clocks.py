@@ -6,11 +6,14 @@ random order and other processes have run in between.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from reports import Json
@@ -71,10 +74,17 @@ def typical_seconds(call: Call) -> float:
     return statistics.median(times)
 
 
-def disturbances() -> tuple[int, int]:
-    """Minor page faults, and involuntary context switches, of all threads of this process so far."""
+def disturbances() -> tuple[int, int, float]:
+    """Of all threads of this process so far: minor page faults, involuntary context switches, seconds without a core.
+
+    The last is the time that threads could have run and had to wait for a core (Linux; elsewhere 0).
+    """
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt, usage.ru_nivcsw
+    waited = 0
+    for thread in glob.glob("/proc/self/task/*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            waited += int(Path(thread).read_text().split()[1])
+    return usage.ru_minflt, usage.ru_nivcsw, waited / 1e9
 
 
 class WallClock:
@@ -106,8 +116,12 @@ class WallClock:
             values.append((end - start) / calls)
             if end - begin >= seconds:
                 break
-        faults, switches = (after - earlier for after, earlier in zip(disturbances(), before, strict=True))
-        readings = {"page_faults": faults / (calls * len(values)), "context_switches": switches}
+        faults, switches, wait = (after - earlier for after, earlier in zip(disturbances(), before, strict=True))
+        readings = {
+            "page_faults": faults / (calls * len(values)),
+            "context_switches": switches,
+            "core_wait": wait / (end - begin) if end > begin else 0.0,
+        }
         return Samples(calls, values, readings)
 
 

@@ -24,8 +24,11 @@ TIGHT = 0.01
 FEWEST_ROUNDS, FEWEST_SAMPLES = 5, 25
 #: Twice the samples should narrow the interval to 0.7; where they leave more than this, noise has reached a plateau.
 PLATEAU = 0.9
-#: How often a block that was throttled is taken again.
+#: How often a block that was disturbed is taken again.
 RETRIES = 2
+#: The share of a block's time that its threads may wait for a core. Beyond it whole time slices are missing from every
+#: call: 0.01 is usual on a quiet machine, 0.5 where another program shares the cores and medians hold, 1 where not.
+MOST_WAIT = 0.75
 #: Seconds that a roof is sampled in each process.
 ROOF_SECONDS = 0.12
 
@@ -77,14 +80,17 @@ class Outcome:
     def fail(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
 
-    def take(self, metric: str, answer: Json, process: int, number: int, when: float) -> None:
-        """Keeps one block's samples and readings."""
+    def take(self, metric: str, answer: Json, process: int, number: int, when: float) -> bool:
+        """Keeps one block's samples and readings; returns whether it was disturbed."""
         values = [float(f"{value:.6g}") for value in answer["values"]]
-        self.blocks.append(Block(metric, process, number, round(when, 3), answer["calls"], values))
         readings = dict(answer["readings"])
-        self.throttled |= set(readings.pop("throttled", []))
+        throttled = set(readings.pop("throttled", []))
+        self.throttled |= throttled
         for name, value in readings.items():
             self.readings.setdefault(name, []).append(value)
+        disturbed = bool(throttled) or readings.get("core_wait", 0.0) > MOST_WAIT
+        self.blocks.append(Block(metric, process, number, round(when, 3), answer["calls"], values, disturbed))
+        return disturbed
 
 
 @dataclass
@@ -145,19 +151,19 @@ class Taker:
         return []
 
     def block(
-        self, outcome: Outcome, worker: Worker, clock: str, process: int, number: int, seconds: float
+        self, outcome: Outcome, worker: Worker, clock: str, process: int, number: int, seconds: float, retries: int
     ) -> list[float]:
-        """One block of samples, taken again if it was throttled; returns the samples that count."""
+        """One block of samples, taken again if it was disturbed; returns the samples that count."""
         request = {"do": "block", "clock": clock, "seconds": seconds}
         with self.guard(outcome, process):
-            for attempt in range(RETRIES + 1):
+            for attempt in range(retries + 1):
                 start = time.monotonic()
                 answer = worker.ask(request, self.selection.timeout)
                 if answer["status"] != "ok":
                     outcome.fail(answer["status"], answer["reason"])
                     break
-                outcome.take(clock, answer, process, number, start - self.began)
-                if not answer["readings"].get("throttled") or attempt == RETRIES:
+                disturbed = outcome.take(clock, answer, process, number, start - self.began)
+                if not disturbed or attempt == retries:
                     return list(answer["values"])
         return []
 
@@ -284,7 +290,7 @@ class Engine:
     def _block(self, member: Member, clock: str, process: int, number: int) -> None:
         outcome, series = member.outcome, member.series[clock]
         start = time.monotonic()
-        values = self.taker.block(outcome, member.worker, clock, process, number, BLOCK_SECONDS)
+        values = self.taker.block(outcome, member.worker, clock, process, number, BLOCK_SECONDS, RETRIES)
         if outcome.status != "ok":
             member.series.clear()
             return
@@ -334,6 +340,7 @@ def latencies(outcome: Outcome) -> list[Metric]:
 READING_UNITS = {
     "page_faults": "1",
     "context_switches": "1",
+    "core_wait": "1",
     "sm_clock": "Hz",
     "memory_clock": "Hz",
     "temperature": "degC",
