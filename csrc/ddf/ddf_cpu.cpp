@@ -19,21 +19,26 @@ namespace {
 // Below this much work a further thread costs more than it saves.
 constexpr int64_t kWorkPerThread = 1 << 15;
 
-const CpuKernels& kernels() {
+struct Kernels {
+  const CpuKernels& general;
+  const near::Kernels& near;
+};
+
+Kernels kernels() {
 #ifdef __x86_64__
-  static const CpuKernels& best = [&]() -> const CpuKernels& {
+  static const Kernels best = []() -> Kernels {
     __builtin_cpu_init();
     // The names are those of the compiler's flags in ops/core/build.py.
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && DDF_WIDEST_VECTOR >= 512) return kernels_avx512;
-    if (avx2 && DDF_WIDEST_VECTOR >= 256) return kernels_avx2;
-    return kernels_baseline;
+    if (avx512 && DDF_WIDEST_VECTOR >= 512) return {kernels_avx512, near::kernels_avx512};
+    if (avx2 && DDF_WIDEST_VECTOR >= 256) return {kernels_avx2, near::kernels_avx2};
+    return {kernels_baseline, near::kernels_baseline};
   }();
   return best;
 #else
-  return kernels_baseline;
+  return {kernels_baseline, near::kernels_baseline};
 #endif
 }
 
@@ -82,13 +87,17 @@ void run(const Params& params, const Job& job, ParallelFor parallel_for) {
 }  // namespace
 
 void cpu_forward(const Params& params, ParallelFor parallel_for) {
-  run(params, kernels().forward(params), parallel_for);
+  if (params.stride == 1 && params.dilation == 1 && params.features.stride[3] == 1) {
+    const Job job = kernels().near.forward(params);
+    if (job.items > 0) return run(params, job, parallel_for);
+  }
+  run(params, kernels().general.forward(params), parallel_for);
 }
 
 void cpu_backward(const Params& params, ParallelFor parallel_for) {
-  if (params.grad_features.data) run(params, kernels().grad_features(params), parallel_for);
-  if (params.grad_channel.data) run(params, kernels().grad_channel(params), parallel_for);
-  if (params.grad_spatial.data) run(params, kernels().grad_spatial(params), parallel_for);
+  if (params.grad_features.data) run(params, kernels().general.grad_features(params), parallel_for);
+  if (params.grad_channel.data) run(params, kernels().general.grad_channel(params), parallel_for);
+  if (params.grad_spatial.data) run(params, kernels().general.grad_spatial(params), parallel_for);
 }
 
 }  // namespace ddf

@@ -9,6 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 namespace ddf {
 namespace {
 
@@ -165,6 +169,72 @@ inline void store(T* to, Vector<Accumulator<T>> value) {
   } else {
     memcpy(to, &value, sizeof(value));
   }
+}
+
+// Vectors of a chosen width, and parts of them.
+
+template <typename A, int kBytes>
+struct VectorOfBytesHelper {
+  typedef A type __attribute__((vector_size(kBytes)));
+};
+template <typename A, int kBytes>
+using VectorOfBytes = typename VectorOfBytesHelper<A, kBytes>::type;
+
+// Whether vectors of half the width have masks and registers as well.
+#if defined(__AVX512VL__)
+constexpr bool kHalves = true, kFreeMasks = true;
+#else
+constexpr bool kHalves = false, kFreeMasks = false;
+#endif
+
+template <typename A>
+using HalfVector = VectorOfBytes<A, kVectorBytes / 2>;
+
+template <typename A>
+inline HalfVector<A> lower_half(Vector<A> vector) {
+  HalfVector<A> half;
+  memcpy(&half, &vector, sizeof(half));
+  return half;
+}
+
+using LaneBits = uint16_t;  // a bit for each lane
+
+template <typename V, typename A>
+inline V load_as(const A* from) {
+  V value;
+  memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+// The lanes of `bits`, the others being zero; memory that belongs to these is not touched.
+template <typename V, typename A>
+inline V load_lanes(const A* from, LaneBits bits) {
+#if defined(__AVX512VL__)
+  if constexpr (sizeof(V) == 64 && sizeof(A) == 4) return (V)_mm512_maskz_loadu_ps(bits, from);
+  if constexpr (sizeof(V) == 64 && sizeof(A) == 8) return (V)_mm512_maskz_loadu_pd(bits, from);
+  if constexpr (sizeof(V) == 32 && sizeof(A) == 4) return (V)_mm256_maskz_loadu_ps(bits, from);
+  if constexpr (sizeof(V) == 32 && sizeof(A) == 8) return (V)_mm256_maskz_loadu_pd(bits, from);
+#else
+  V value = {};
+  for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) {
+    if (bits >> i & 1) value[i] = from[i];
+  }
+  return value;
+#endif
+}
+
+template <typename V, typename A>
+inline void store_lanes(A* to, LaneBits bits, V value) {
+#if defined(__AVX512VL__)
+  if constexpr (sizeof(V) == 64 && sizeof(A) == 4) _mm512_mask_storeu_ps(to, bits, (__m512)value);
+  if constexpr (sizeof(V) == 64 && sizeof(A) == 8) _mm512_mask_storeu_pd(to, bits, (__m512d)value);
+  if constexpr (sizeof(V) == 32 && sizeof(A) == 4) _mm256_mask_storeu_ps(to, bits, (__m256)value);
+  if constexpr (sizeof(V) == 32 && sizeof(A) == 8) _mm256_mask_storeu_pd(to, bits, (__m256d)value);
+#else
+  for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) {
+    if (bits >> i & 1) to[i] = value[i];
+  }
+#endif
 }
 
 }  // namespace

@@ -1,0 +1,385 @@
+// The operator on a CPU where taps are adjacent: stride 1, dilation 1, k = 3, 5, 7.
+#include "ddf/ddf_cpu.h"
+#include "ddf/scratch.h"
+#include "ddf/simd.h"
+
+namespace ddf::near {
+namespace {
+
+constexpr int kRows = 4;                       // of a strip
+constexpr int64_t kTileBytes = 128 << 10;      // S of a tile, packed: half of a second-level cache
+constexpr int64_t kSegmentBytes = 16 << 10;    // S of a segment: half of a first-level cache
+constexpr int64_t kChannelBlock = 8;           // channels of an item: they share a segment
+
+template <bool value_>
+struct Masked {
+  static constexpr bool value = value_;
+};
+
+// Lanes of the vector at x that a tap at `shift` finds inside a row of this width.
+inline LaneBits inside(int64_t x, int64_t shift, int64_t width, int64_t lanes) {
+  const int64_t first = most(0, -(x + shift)), last = least(lanes, width - (x + shift));
+  if (last <= first) return 0;
+  return static_cast<LaneBits>(((1u << last) - 1) & ~((1u << first) - 1));
+}
+
+// A row of a source or a target: of channel c it begins at data + c*stride, if it moves with the
+// channel, which scratch memory does not.
+template <typename A>
+struct Row {
+  A* data;
+  int64_t moves;  // all ones or zero
+
+  A* of(int64_t offset) const { return data + (offset & moves); }
+};
+
+// kRows rows of targets, and the rows of the source that they read.
+template <typename A, int K>
+struct Strip {
+  Row<const A> in[kRows + K - 1];
+  Row<A> out[kRows];
+  const A* spatial;  // packed in the order in which `sweep` uses it
+};
+
+// How a row of targets is cut into vectors: whole ones and, for a rest of at most half a vector, a
+// half one. Whole vectors from `inner` to `outer` need no masks.
+struct Cut {
+  int64_t whole = 0, half = 0, inner = 0, outer = 0;
+  const LaneBits* masks = nullptr;  // K + 1 for each vector, see `sweep`
+};
+
+// One vector of each row of a strip. `masks` holds, for each column of taps, the lanes that lie
+// inside, then the lanes that are stored.
+template <typename V, int K, bool kAdd, bool kMasked, typename A>
+inline __attribute__((always_inline)) void step(const V* c, const A* const* in, A* const* out,
+                                                const A* spatial, const LaneBits* masks,
+                                                int64_t x) {
+  V sum[kRows] = {};
+#pragma GCC unroll 16
+  for (int y = 0; y < kRows + K - 1; ++y) {
+#pragma GCC unroll 16
+    for (int dx = 0; dx < K; ++dx) {
+      const A* from = in[y] + x + dx - K / 2;
+      const V f = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        if (y < r || y - r >= K) continue;
+        const V s = load_as<V>(spatial), cj = c[(y - r) * K + dx];
+        sum[r] += (kAdd ? s + cj : s * cj) * f;
+        spatial += sizeof(V) / sizeof(A);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    if (kMasked) {
+      store_lanes(out[r] + x, masks[K], sum[r]);
+    } else {
+      memcpy(out[r] + x, &sum[r], sizeof(V));
+    }
+  }
+}
+
+// Computes strips of one channel, whose filter is `channel`.
+template <typename A, int K, bool kAdd>
+void sweep(const Strip<A, K>* strip, const Strip<A, K>* end, const Cut& cut, const A* channel,
+           int64_t in_offset, int64_t out_offset) {
+  constexpr int kLength = kRows * K * K * kLanes<A>;
+  Vector<A> c[K * K];
+#pragma GCC unroll 64
+  for (int j = 0; j < K * K; ++j) c[j] = channel[j] - Vector<A>{};
+  for (; strip < end; ++strip) {
+    const A* in[kRows + K - 1];
+    A* out[kRows];
+#pragma GCC unroll 16
+    for (int y = 0; y < kRows + K - 1; ++y) in[y] = strip->in[y].of(in_offset);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) out[r] = strip->out[r].of(out_offset);
+    const A* spatial = strip->spatial;
+    const LaneBits* masks = cut.masks;
+    int64_t x = 0;
+    const auto vectors = [&](int64_t last, auto masked) __attribute__((always_inline)) {
+      for (; x < last; x += kLanes<A>, spatial += kLength, masks += K + 1) {
+        step<Vector<A>, K, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x);
+      }
+    };
+    vectors(cut.inner * kLanes<A>, Masked<true>{});
+    vectors(cut.outer * kLanes<A>, Masked<kFreeMasks>{});
+    vectors(cut.whole * kLanes<A>, Masked<true>{});
+    if constexpr (kHalves) {
+      if (cut.half) {
+        HalfVector<A> half[K * K];
+#pragma GCC unroll 64
+        for (int j = 0; j < K * K; ++j) half[j] = lower_half<A>(c[j]);
+        step<HalfVector<A>, K, kAdd, true>(half, in, out, spatial, masks, x);
+      }
+    }
+  }
+}
+
+// Elements as they are summed: no conversion, and adjacent in a row.
+template <typename T>
+bool plain(const View& view) {
+  return sizeof(T) == sizeof(Accumulator<T>) && view.stride[3] == 1;
+}
+
+template <typename T>
+Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int64_t d) {
+  return reinterpret_cast<Accumulator<T>*>(at<T>(view, a, b, c, d));
+}
+
+// A tile of targets and what its sweep needs: forward, or backward with the taps reversed.
+template <typename T, int K>
+struct Tile {
+  using A = Accumulator<T>;
+  static constexpr int64_t kTaps = K * K, kPad = K / 2;
+
+  const Params& p;
+  const bool backward;
+  const View &source, &target;
+  int64_t rows, columns, down, across;  // of a tile; tiles
+  int64_t n = 0, y0 = 0, x0 = 0;
+  Cut cut;
+
+  A* spatial;            // S of the tile, packed
+  A* row;                // of S, zero where there is none
+  A *zeros, *dump;       // rows outside the source; of targets that there are not
+  A* numbers;            // C of an item's channels
+  LaneBits* masks;
+  Strip<A, K>* strips;
+  A *in, *out;           // a source and a target that cannot be read and written in place
+
+  Tile(const Params& p, bool backward, Arena& arena)
+      : p(p),
+        backward(backward),
+        source(backward ? p.out : p.features),
+        target(backward ? p.grad_features : p.out) {
+    constexpr int64_t size = kTaps * static_cast<int64_t>(sizeof(A));  // of S of a pixel
+    columns = even_part(p.width, kSegmentBytes / (kRows * size));
+    if (columns < p.width) columns = least(p.width, round_up(columns, kLanes<A>));
+    rows = round_up(even_part(p.height, kTileBytes / (size * columns)), kRows);
+    down = ceil_div(p.height, rows);
+    across = ceil_div(p.width, columns);
+    const int64_t rest = columns % kLanes<A>;
+    cut.half = kHalves && rest > 0 && rest <= kLanes<A> / 2 ? 1 : 0;
+    cut.whole = columns / kLanes<A> + (rest > 0 && !cut.half);
+
+    spatial = arena.take<A>(kTaps * rows * lanes());
+    row = arena.take<A>(lanes());
+    zeros = arena.take<A>(p.width);
+    dump = arena.take<A>(p.width);
+    numbers = arena.take<A>(kChannelBlock * kTaps);
+    masks = arena.take<LaneBits>((cut.whole + cut.half) * (K + 1));
+    strips = arena.take<Strip<A, K>>(rows / kRows);
+    in = plain<T>(source) ? nullptr : arena.take<A>((rows + K - 1) * p.width);
+    out = plain<T>(target) ? nullptr : arena.take<A>(rows * p.width);
+    cut.masks = masks;
+  }
+
+  int64_t count() const { return down * across; }
+  int64_t lanes() const { return cut.whole * kLanes<A> + cut.half * (kLanes<A> / 2); }
+
+  void move_to(int64_t sample, int64_t index) {
+    n = sample;
+    y0 = index / across * rows;
+    x0 = index % across * columns;
+    set_masks();
+    for (int64_t y = 0; y < rows; y += kRows) set_strip(strips[y / kRows], y);
+    pack();
+  }
+
+  void set_masks() {
+    const int64_t width = least(columns, p.width - x0);
+    cut.inner = cut.outer = kFreeMasks ? 0 : -1;
+    for (int64_t v = 0; v < cut.whole + cut.half; ++v) {
+      const int64_t x = v * kLanes<A>, length = v < cut.whole ? kLanes<A> : kLanes<A> / 2;
+      LaneBits* bits = masks + v * (K + 1);
+      for (int64_t dx = 0; dx < K; ++dx) bits[dx] = inside(x0 + x, dx - kPad, p.width, length);
+      bits[K] = inside(x, 0, width, length);
+      if (kFreeMasks) continue;
+      LaneBits all = inside(0, 0, length, length);
+      for (int64_t i = 0; i <= K; ++i) all &= bits[i];
+      const bool full = all == inside(0, 0, length, length);
+      if (full && cut.inner < 0) cut.inner = cut.outer = v;
+      if (full) cut.outer = v + 1;
+    }
+    cut.inner = most(0, cut.inner);
+    cut.outer = most(0, cut.outer);
+  }
+
+  void set_strip(Strip<A, K>& strip, int64_t y) {
+    for (int64_t i = 0; i < kRows + K - 1; ++i) {
+      const int64_t from = y0 + y + i - kPad;
+      if (from < 0 || from >= p.height) {
+        strip.in[i] = {zeros + x0, 0};
+      } else if (in) {
+        strip.in[i] = {in + (y + i) * p.width + x0, 0};
+      } else {
+        strip.in[i] = {plain_at<T>(source, n, 0, from, x0), -1};
+      }
+    }
+    for (int64_t r = 0; r < kRows; ++r) {
+      if (y0 + y + r >= p.height) {
+        strip.out[r] = {dump, 0};
+      } else if (out) {
+        strip.out[r] = {out + (y + r) * p.width, 0};
+      } else {
+        strip.out[r] = {plain_at<T>(target, n, 0, y0 + y + r, x0), -1};
+      }
+    }
+    strip.spatial = spatial + y * kTaps * lanes();
+  }
+
+  // On the way back a target uses what the tap that leads to it used where it starts from.
+  void pack() {
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t dy = 0; dy < K; ++dy) {
+        for (int64_t dx = 0; dx < K; ++dx) pack_row(y, dy, dx);
+      }
+    }
+  }
+
+  void pack_row(int64_t y, int64_t dy, int64_t dx) {
+    const int64_t tap = backward ? (K - 1 - dy) * K + K - 1 - dx : dy * K + dx;
+    const int64_t from_y = y0 + y + (backward ? dy - kPad : 0);
+    const int64_t from_x = x0 + (backward ? dx - kPad : 0);
+    const bool exists = from_y >= 0 && from_y < p.height;
+    const A* from = row;
+    if (exists && plain<T>(p.spatial)) {
+      from = plain_at<T>(p.spatial, n, tap, from_y, from_x);
+    } else if (exists) {
+      const int64_t first = most(0, -from_x), last = least(columns, p.width - from_x);
+      if (first < last) {
+        copy_row(row + first, at<T>(p.spatial, n, tap, from_y, from_x + first),
+                 p.spatial.stride[3], last - first);
+      }
+    }
+    const LaneBits* bits = masks + (backward ? dx : K);
+    const LaneBits all = exists ? ~LaneBits{0} : 0;
+    A* to = spatial + y / kRows * kRows * kTaps * lanes();
+    const int64_t slot = this->slot(y % kRows, dy, dx);
+    for (int64_t v = 0; v < cut.whole; ++v, from += kLanes<A>, bits += K + 1) {
+      store(to + slot * kLanes<A>, load_lanes<Vector<A>>(from, *bits & all));
+      to += kRows * kTaps * kLanes<A>;
+    }
+    if constexpr (kHalves) {
+      if (cut.half) {
+        const auto half = load_lanes<HalfVector<A>>(from, *bits & all);
+        memcpy(to + slot * (kLanes<A> / 2), &half, sizeof(half));
+      }
+    }
+  }
+
+  // When `sweep` uses the tap (dy, dx) of a strip's row r.
+  static int64_t slot(int64_t r, int64_t dy, int64_t dx) {
+    int64_t before = 0;
+    for (int64_t y = 0; y < r + dy; ++y) before += rows_using(y) * K;
+    return before + dx * rows_using(r + dy) + r - most(0, r + dy - K + 1);
+  }
+  static int64_t rows_using(int64_t y) { return least(y, kRows - 1) - most(0, y - K + 1) + 1; }
+
+  // C of channels first .. last, in place if it is as `sweep` wants it.
+  const A* load_numbers(int64_t first, int64_t last) {
+    const int64_t* stride = p.channel.stride;
+    if (!backward && plain<T>(p.channel) && stride[2] == K && stride[1] == kTaps) {
+      return plain_at<T>(p.channel, n, first, 0, 0);
+    }
+    A* to = numbers;
+    for (int64_t c = first; c < last; ++c, to += kTaps) {
+      const T* from = at<T>(p.channel, n, c, 0, 0);
+      for (int64_t j = 0; j < kTaps; ++j) {
+        to[backward ? kTaps - 1 - j : j] = load_one(from + j / K * stride[2] + j % K * stride[3]);
+      }
+    }
+    return numbers;
+  }
+
+  void load_source(int64_t c) {
+    const int64_t first = most(0, x0 - kPad), last = least(p.width, x0 + columns + kPad);
+    for (int64_t y = most(0, y0 - kPad); y < least(p.height, y0 + rows + kPad); ++y) {
+      copy_row(in + (y - y0 + kPad) * p.width + first, at<T>(source, n, c, y, first),
+               source.stride[3], last - first);
+    }
+  }
+
+  void store_target(int64_t c) {
+    const int64_t width = least(columns, p.width - x0);
+    for (int64_t y = y0; y < least(p.height, y0 + rows); ++y) {
+      store_row(at<T>(target, n, c, y, x0), target.stride[3], out + (y - y0) * p.width, width);
+    }
+  }
+
+  // The targets of channels first .. last. They go through the tile strip by strip together, so
+  // that S of a strip is read from the first-level cache, unless that holds S of the whole tile.
+  template <bool kAdd>
+  void run(int64_t first, int64_t last) {
+    const A* channel = load_numbers(first, last);
+    const int64_t used = ceil_div(least(rows, p.height - y0), kRows);
+    const bool small = used * kRows * kTaps * lanes() * int64_t{sizeof(A)} <= kSegmentBytes;
+    const int64_t step = small || in || out ? used : 1;
+    const int64_t together = step == used ? 1 : last - first;
+    for (int64_t begin = first; begin < last; begin += together) {
+      if (in) load_source(begin);
+      for (int64_t i = 0; i < used; i += step) {
+        for (int64_t c = begin; c < begin + together; ++c) {
+          sweep<A, K, kAdd>(strips + i, strips + i + step, cut, channel + (c - first) * kTaps,
+                            c * source.stride[1], c * target.stride[1]);
+        }
+      }
+      if (out) store_target(begin);
+    }
+  }
+};
+
+int64_t channel_blocks(const Params& p) { return ceil_div(p.channels, kChannelBlock); }
+
+template <typename T, int K, bool kBackward>
+void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
+  Arena arena(scratch);
+  Tile<T, K> tile(p, kBackward, arena);
+  clear(tile.zeros, p.width);
+  int64_t loaded = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t index = item / channel_blocks(p), block = item % channel_blocks(p);
+    if (index != loaded) tile.move_to(index / tile.count(), index % tile.count());
+    loaded = index;
+    const int64_t first = block * kChannelBlock, last = least(first + kChannelBlock, p.channels);
+    if (p.combine == Combine::add) tile.template run<true>(first, last);
+    else tile.template run<false>(first, last);
+  }
+}
+
+template <typename T, int K, bool kBackward>
+Job tiles_job(const Params& p) {
+  Arena arena(nullptr);
+  const Tile<T, K> tile(p, kBackward, arena);
+  return {p.batch * tile.count() * channel_blocks(p),
+          least(kChannelBlock, p.channels) * K * K * tile.rows * tile.columns, arena.used(),
+          run_tiles<T, K, kBackward>};
+}
+
+template <typename T, bool kBackward>
+Job by_kernel_size(const Params& p) {
+  switch (p.kernel_size) {
+    case 3:
+      return tiles_job<T, 3, kBackward>(p);
+    default:
+      return {};
+  }
+}
+
+template <bool kBackward>
+Job by_dtype(const Params& p) {
+  switch (p.dtype) {
+    case DType::float32:
+      return by_kernel_size<float, kBackward>(p);
+    default:
+      return {};
+  }
+}
+
+}  // namespace
+
+extern const Kernels KERNELS = {by_dtype<false>, by_dtype<true>};
+
+}  // namespace ddf::near
