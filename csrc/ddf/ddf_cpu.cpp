@@ -84,20 +84,28 @@ void run(const Params& params, const Job& job, ParallelFor parallel_for) {
   parallel_for(job.items, grain, body, &context);
 }
 
+// A job of the kernels for adjacent taps where they serve the case, else of the general ones.
+void run(const Params& params, Job (*near)(const Params&), Job (*general)(const Params&),
+         ParallelFor parallel_for) {
+  Job job;
+  if (params.stride == 1 && params.dilation == 1) job = near(params);
+  if (!job.run) job = general(params);
+  run(params, job, parallel_for);
+}
+
 }  // namespace
 
 void cpu_forward(const Params& params, ParallelFor parallel_for) {
-  if (params.stride == 1 && params.dilation == 1 && params.features.stride[3] == 1) {
-    const Job job = kernels().near.forward(params);
-    if (job.items > 0) return run(params, job, parallel_for);
-  }
-  run(params, kernels().general.forward(params), parallel_for);
+  run(params, kernels().near.forward, kernels().general.forward, parallel_for);
 }
 
 void cpu_backward(const Params& params, ParallelFor parallel_for) {
-  if (params.grad_features.data) run(params, kernels().general.grad_features(params), parallel_for);
-  if (params.grad_channel.data) run(params, kernels().general.grad_channel(params), parallel_for);
-  if (params.grad_spatial.data) run(params, kernels().general.grad_spatial(params), parallel_for);
+  const auto [general, near] = kernels();
+  if (params.grad_features.data) {
+    run(params, near.grad_features, general.grad_features, parallel_for);
+  }
+  if (params.grad_channel.data) run(params, general.grad_channel(params), parallel_for);
+  if (params.grad_spatial.data) run(params, general.grad_spatial(params), parallel_for);
 }
 
 }  // namespace ddf

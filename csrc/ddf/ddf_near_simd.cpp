@@ -6,10 +6,12 @@
 namespace ddf::near {
 namespace {
 
-constexpr int kRows = 4;                       // of a strip
-constexpr int64_t kTileBytes = 128 << 10;      // S of a tile, packed: half of a second-level cache
-constexpr int64_t kSegmentBytes = 16 << 10;    // S of a segment: half of a first-level cache
-constexpr int64_t kChannelBlock = 8;           // channels of an item: they share a segment
+constexpr int kChannels = 1;
+constexpr int kPixels = 2;
+constexpr int kRows = 4;                     // of a strip
+constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
+constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
+constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
 
 template <bool value_>
 struct Masked {
@@ -48,53 +50,71 @@ struct Cut {
   const LaneBits* masks = nullptr;  // K + 1 for each vector, see `sweep`
 };
 
-// One vector of each row of a strip. `masks` holds, for each column of taps, the lanes that lie
-// inside, then the lanes that are stored.
+// One vector of each row of a strip, for kChannels channels. `masks` holds, for each column of
+// taps, the lanes that lie inside, then the lanes that are stored.
 template <typename V, int K, bool kAdd, bool kMasked, typename A>
-inline __attribute__((always_inline)) void step(const V* c, const A* const* in, A* const* out,
-                                                const A* spatial, const LaneBits* masks,
-                                                int64_t x) {
-  V sum[kRows] = {};
+inline __attribute__((always_inline)) void step(const V (*c)[K * K],
+                                                const A* const (*in)[kRows + K - 1],
+                                                A* const (*out)[kRows], const A* spatial,
+                                                const LaneBits* masks, int64_t x) {
+  V sum[kChannels][kRows] = {};
 #pragma GCC unroll 16
   for (int y = 0; y < kRows + K - 1; ++y) {
 #pragma GCC unroll 16
     for (int dx = 0; dx < K; ++dx) {
-      const A* from = in[y] + x + dx - K / 2;
-      const V f = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
+      V f[kChannels];
+#pragma GCC unroll 4
+      for (int i = 0; i < kChannels; ++i) {
+        const A* from = in[i][y] + x + dx - K / 2;
+        f[i] = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         if (y < r || y - r >= K) continue;
-        const V s = load_as<V>(spatial), cj = c[(y - r) * K + dx];
-        sum[r] += (kAdd ? s + cj : s * cj) * f;
+        const V s = load_as<V>(spatial);
+#pragma GCC unroll 4
+        for (int i = 0; i < kChannels; ++i) {
+          const V cj = c[i][(y - r) * K + dx];
+          sum[i][r] += (kAdd ? s + cj : s * cj) * f[i];
+        }
         spatial += sizeof(V) / sizeof(A);
       }
     }
   }
+#pragma GCC unroll 4
+  for (int i = 0; i < kChannels; ++i) {
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    if (kMasked) {
-      store_lanes(out[r] + x, masks[K], sum[r]);
-    } else {
-      memcpy(out[r] + x, &sum[r], sizeof(V));
+    for (int r = 0; r < kRows; ++r) {
+      if (kMasked) {
+        store_lanes(out[i][r] + x, masks[K], sum[i][r]);
+      } else {
+        memcpy(out[i][r] + x, &sum[i][r], sizeof(V));
+      }
     }
   }
 }
 
-// Computes strips of one channel, whose filter is `channel`.
+// Computes strips of kChannels channels, whose filters and places are given.
 template <typename A, int K, bool kAdd>
-void sweep(const Strip<A, K>* strip, const Strip<A, K>* end, const Cut& cut, const A* channel,
-           int64_t in_offset, int64_t out_offset) {
+void sweep(const Strip<A, K>* strip, const Strip<A, K>* end, const Cut& cut,
+           const A* const* channel, const int64_t* in_offset, const int64_t* out_offset) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
-  Vector<A> c[K * K];
+  Vector<A> c[kChannels][K * K];
+#pragma GCC unroll 4
+  for (int i = 0; i < kChannels; ++i) {
 #pragma GCC unroll 64
-  for (int j = 0; j < K * K; ++j) c[j] = channel[j] - Vector<A>{};
+    for (int j = 0; j < K * K; ++j) c[i][j] = channel[i][j] - Vector<A>{};
+  }
   for (; strip < end; ++strip) {
-    const A* in[kRows + K - 1];
-    A* out[kRows];
+    const A* in[kChannels][kRows + K - 1];
+    A* out[kChannels][kRows];
+#pragma GCC unroll 4
+    for (int i = 0; i < kChannels; ++i) {
 #pragma GCC unroll 16
-    for (int y = 0; y < kRows + K - 1; ++y) in[y] = strip->in[y].of(in_offset);
+      for (int y = 0; y < kRows + K - 1; ++y) in[i][y] = strip->in[y].of(in_offset[i]);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) out[r] = strip->out[r].of(out_offset);
+      for (int r = 0; r < kRows; ++r) out[i][r] = strip->out[r].of(out_offset[i]);
+    }
     const A* spatial = strip->spatial;
     const LaneBits* masks = cut.masks;
     int64_t x = 0;
@@ -103,14 +123,19 @@ void sweep(const Strip<A, K>* strip, const Strip<A, K>* end, const Cut& cut, con
         step<Vector<A>, K, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x);
       }
     };
-    vectors(cut.inner * kLanes<A>, Masked<true>{});
-    vectors(cut.outer * kLanes<A>, Masked<kFreeMasks>{});
+    if constexpr (!kFreeMasks) {
+      vectors(cut.inner * kLanes<A>, Masked<true>{});
+      vectors(cut.outer * kLanes<A>, Masked<false>{});
+    }
     vectors(cut.whole * kLanes<A>, Masked<true>{});
     if constexpr (kHalves) {
       if (cut.half) {
-        HalfVector<A> half[K * K];
+        HalfVector<A> half[kChannels][K * K];
+#pragma GCC unroll 4
+        for (int i = 0; i < kChannels; ++i) {
 #pragma GCC unroll 64
-        for (int j = 0; j < K * K; ++j) half[j] = lower_half<A>(c[j]);
+          for (int j = 0; j < K * K; ++j) half[i][j] = channel[i][j] - HalfVector<A>{};
+        }
         step<HalfVector<A>, K, kAdd, true>(half, in, out, spatial, masks, x);
       }
     }
@@ -141,13 +166,13 @@ struct Tile {
   int64_t n = 0, y0 = 0, x0 = 0;
   Cut cut;
 
-  A* spatial;            // S of the tile, packed
-  A* row;                // of S, zero where there is none
-  A *zeros, *dump;       // rows outside the source; of targets that there are not
-  A* numbers;            // C of an item's channels
+  A* spatial;       // S of the tile, packed
+  A* row;           // of S, zero where there is none
+  A *zeros, *dump;  // rows outside the source; of targets that there are not
+  A* numbers;       // C of an item's channels
   LaneBits* masks;
   Strip<A, K>* strips;
-  A *in, *out;           // a source and a target that cannot be read and written in place
+  A *in, *out;  // a source and a target that cannot be read and written in place
 
   Tile(const Params& p, bool backward, Arena& arena)
       : p(p),
@@ -155,7 +180,7 @@ struct Tile {
         source(backward ? p.out : p.features),
         target(backward ? p.grad_features : p.out) {
     constexpr int64_t size = kTaps * static_cast<int64_t>(sizeof(A));  // of S of a pixel
-    columns = even_part(p.width, kSegmentBytes / (kRows * size));
+    columns = even_part(p.width, 4 * kSegmentBytes / (kRows * size));
     if (columns < p.width) columns = least(p.width, round_up(columns, kLanes<A>));
     rows = round_up(even_part(p.height, kTileBytes / (size * columns)), kRows);
     down = ceil_div(p.height, rows);
@@ -250,8 +275,8 @@ struct Tile {
     } else if (exists) {
       const int64_t first = most(0, -from_x), last = least(columns, p.width - from_x);
       if (first < last) {
-        copy_row(row + first, at<T>(p.spatial, n, tap, from_y, from_x + first),
-                 p.spatial.stride[3], last - first);
+        copy_row(row + first, at<T>(p.spatial, n, tap, from_y, from_x + first), p.spatial.stride[3],
+                 last - first);
       }
     }
     const LaneBits* bits = masks + (backward ? dx : K);
@@ -317,13 +342,20 @@ struct Tile {
     const int64_t used = ceil_div(least(rows, p.height - y0), kRows);
     const bool small = used * kRows * kTaps * lanes() * int64_t{sizeof(A)} <= kSegmentBytes;
     const int64_t step = small || in || out ? used : 1;
-    const int64_t together = step == used ? 1 : last - first;
+    const int64_t together = step == used ? kChannels : last - first;
     for (int64_t begin = first; begin < last; begin += together) {
       if (in) load_source(begin);
       for (int64_t i = 0; i < used; i += step) {
-        for (int64_t c = begin; c < begin + together; ++c) {
-          sweep<A, K, kAdd>(strips + i, strips + i + step, cut, channel + (c - first) * kTaps,
-                            c * source.stride[1], c * target.stride[1]);
+        for (int64_t c = begin; c < least(last, begin + together); c += kChannels) {
+          const A* numbers[kChannels];
+          int64_t in_offset[kChannels], out_offset[kChannels];
+          for (int q = 0; q < kChannels; ++q) {
+            const int64_t which = least(c + q, last - 1);
+            numbers[q] = channel + (which - first) * kTaps;
+            in_offset[q] = which * source.stride[1];
+            out_offset[q] = which * target.stride[1];
+          }
+          sweep<A, K, kAdd>(strips + i, strips + i + step, cut, numbers, in_offset, out_offset);
         }
       }
       if (out) store_target(begin);
@@ -344,8 +376,10 @@ void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
     if (index != loaded) tile.move_to(index / tile.count(), index % tile.count());
     loaded = index;
     const int64_t first = block * kChannelBlock, last = least(first + kChannelBlock, p.channels);
-    if (p.combine == Combine::add) tile.template run<true>(first, last);
-    else tile.template run<false>(first, last);
+    if (p.combine == Combine::add)
+      tile.template run<true>(first, last);
+    else
+      tile.template run<false>(first, last);
   }
 }
 
@@ -358,11 +392,177 @@ Job tiles_job(const Params& p) {
           run_tiles<T, K, kBackward>};
 }
 
+// ---- channels last: an item is a pair of neighbours in a row ----
+
+// Sums kPixels neighbours, whose taps overlap, over all channels. `features` holds the addresses of
+// the K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap.
+template <typename T, int K, bool kAdd>
+void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
+                const Accumulator<T>* channel, T* const* out, int64_t channels) {
+  using A = Accumulator<T>;
+  constexpr int kWidth = K + kPixels - 1;
+  Vector<A> s[kPixels][K * K];
+#pragma GCC unroll 4
+  for (int i = 0; i < kPixels; ++i) {
+#pragma GCC unroll 64
+    for (int j = 0; j < K * K; ++j) s[i][j] = spatial[i * K * K + j] - Vector<A>{};
+  }
+  const T* from[K * kWidth];
+#pragma GCC unroll 64
+  for (int i = 0; i < K * kWidth; ++i) from[i] = features[i];
+  for (int64_t first = 0; first < channels; first += kLanes<A>) {
+    const int64_t at = least(first, channels - kLanes<A>);  // the last block may overlap another
+    Vector<A> sum[kPixels] = {};
+#pragma GCC unroll 16
+    for (int y = 0; y < K; ++y) {
+#pragma GCC unroll 16
+      for (int x = 0; x < kWidth; ++x) {
+        const Vector<A> f = load(from[y * kWidth + x] + at);
+#pragma GCC unroll 4
+        for (int i = 0; i < kPixels; ++i) {
+          if (x < i || x - i >= K) continue;
+          const int j = y * K + x - i;
+          const Vector<A> c = load(channel + j * kLanes<A>);
+          sum[i] += (kAdd ? s[i][j] + c : s[i][j] * c) * f;
+        }
+      }
+    }
+    channel += K * K * kLanes<A>;
+#pragma GCC unroll 4
+    for (int i = 0; i < kPixels; ++i) store(out[i] + at, sum[i]);
+  }
+}
+
+template <typename T, int K>
+struct Pixels {
+  using A = Accumulator<T>;
+  static constexpr int64_t kTaps = K * K, kWidth = K + kPixels - 1;
+
+  const Params& p;
+  const bool backward;
+  const View &source, &target;
+  A* channel;  // C, for each block of channels a vector for each tap
+  T *zeros, *dump;
+
+  Pixels(const Params& p, bool backward, Arena& arena)
+      : p(p),
+        backward(backward),
+        source(backward ? p.out : p.features),
+        target(backward ? p.grad_features : p.out) {
+    channel = arena.take<A>(kTaps * round_up(p.channels, kLanes<A>));
+    zeros = arena.take<T>(p.channels);
+    dump = arena.take<T>(p.channels);
+  }
+
+  void load_channel(int64_t n) {
+    for (int64_t i = 0; i < round_up(p.channels, kLanes<A>); ++i) {
+      const int64_t block = i / kLanes<A>, lane = i % kLanes<A>;
+      const int64_t c = least(block * kLanes<A>, p.channels - kLanes<A>) + lane;
+      const T* from = at<T>(p.channel, n, c, 0, 0);
+      A* to = channel + block * kTaps * kLanes<A> + lane;
+      for (int64_t j = 0; j < kTaps; ++j) {
+        const int64_t tap = backward ? kTaps - 1 - j : j;
+        to[j * kLanes<A>] =
+            load_one(from + tap / K * p.channel.stride[2] + tap % K * p.channel.stride[3]);
+      }
+    }
+  }
+
+  template <bool kAdd>
+  void run(int64_t n, int64_t y, int64_t x) const {
+    const T* features[K * kWidth];
+    A spatial[kPixels * kTaps];
+    T* out[kPixels];
+    const bool inner = x >= K / 2 && x + kWidth - K / 2 <= p.width;
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) {
+      const int64_t from_y = y + i - K / 2;
+      const bool exists = from_y >= 0 && from_y < p.height;
+      const T* from = at<T>(source, n, 0, from_y, x - K / 2);
+#pragma GCC unroll 16
+      for (int j = 0; j < kWidth; ++j, from += source.stride[3]) {
+        const int64_t from_x = x + j - K / 2;
+        const bool inside = exists && (inner || (from_x >= 0 && from_x < p.width));
+        features[i * kWidth + j] = inside ? from : zeros;
+      }
+    }
+    for (int64_t i = 0; i < kPixels; ++i) {
+      const bool exists = x + i < p.width;
+      out[i] = exists ? at<T>(target, n, 0, y, x + i) : dump;
+      load_spatial(n, y, exists ? x + i : x, spatial + i * kTaps);
+    }
+    sum_pixels<T, K, kAdd>(features, spatial, channel, out, p.channels);
+  }
+
+  // What pixel (y, x) multiplies its taps by. On the way back that is what the tap that leads to it
+  // used where it starts from.
+  void load_spatial(int64_t n, int64_t y, int64_t x, A* to) const {
+    const T* from = at<T>(p.spatial, n, 0, y, x);
+    const int64_t step = p.spatial.stride[1];
+    if (!backward) {
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < kTaps; ++j, from += step) to[j] = load_one(from);
+      return;
+    }
+    for (int64_t j = 0; j < kTaps; ++j) {
+      const int64_t dy = j / K - K / 2, dx = j % K - K / 2;
+      const bool inside = y + dy >= 0 && y + dy < p.height && x + dx >= 0 && x + dx < p.width;
+      to[j] = inside ? load_one(from + (kTaps - 1 - j) * step + dy * p.spatial.stride[2] +
+                                dx * p.spatial.stride[3])
+                     : 0;
+    }
+  }
+};
+
+template <typename T, int K, bool kBackward>
+void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
+  Arena arena(scratch);
+  Pixels<T, K> pixels(p, kBackward, arena);
+  clear(pixels.zeros, p.channels);
+  const int64_t pairs = ceil_div(p.width, kPixels);
+  int64_t loaded = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / pairs / p.height, y = item / pairs % p.height;
+    const int64_t x = item % pairs * kPixels;
+    if (n != loaded) pixels.load_channel(n);
+    loaded = n;
+    if (p.combine == Combine::add) {
+      pixels.template run<true>(n, y, x);
+    } else {
+      pixels.template run<false>(n, y, x);
+    }
+  }
+}
+
+template <typename T, int K, bool kBackward>
+Job pixels_job(const Params& p) {
+  Arena arena(nullptr);
+  const Pixels<T, K> pixels(p, kBackward, arena);
+  return {p.batch * p.height * ceil_div(p.width, kPixels), kPixels * K * K * p.channels,
+          arena.used(), run_pixels<T, K, kBackward>};
+}
+
+template <typename T, int K, bool kBackward>
+Job job(const Params& p) {
+  const View& source = kBackward ? p.out : p.features;
+  const View& target = kBackward ? p.grad_features : p.out;
+  const bool adjacent = source.stride[1] == 1 && target.stride[1] == 1;
+  const bool enough = p.channels >= kLanes<Accumulator<T>>;
+  if constexpr (K > 3 && sizeof(T) != 4)
+    return {};
+  else
+    return adjacent && enough ? pixels_job<T, K, kBackward>(p) : tiles_job<T, K, kBackward>(p);
+}
+
 template <typename T, bool kBackward>
 Job by_kernel_size(const Params& p) {
   switch (p.kernel_size) {
     case 3:
-      return tiles_job<T, 3, kBackward>(p);
+      return job<T, 3, kBackward>(p);
+    case 5:
+      return job<T, 5, kBackward>(p);
+    case 7:
+      return job<T, 7, kBackward>(p);
     default:
       return {};
   }
@@ -373,9 +573,14 @@ Job by_dtype(const Params& p) {
   switch (p.dtype) {
     case DType::float32:
       return by_kernel_size<float, kBackward>(p);
-    default:
-      return {};
+    case DType::float64:
+      return by_kernel_size<double, kBackward>(p);
+    case DType::float16:
+      return by_kernel_size<Half, kBackward>(p);
+    case DType::bfloat16:
+      return by_kernel_size<BFloat16, kBackward>(p);
   }
+  __builtin_unreachable();
 }
 
 }  // namespace

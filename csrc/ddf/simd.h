@@ -190,14 +190,21 @@ constexpr bool kHalves = false, kFreeMasks = false;
 template <typename A>
 using HalfVector = VectorOfBytes<A, kVectorBytes / 2>;
 
-template <typename A>
-inline HalfVector<A> lower_half(Vector<A> vector) {
-  HalfVector<A> half;
-  memcpy(&half, &vector, sizeof(half));
-  return half;
-}
-
 using LaneBits = uint16_t;  // a bit for each lane
+
+#if defined(__AVX2__) && !defined(__AVX512VL__)
+// All ones in the lanes of `bits`.
+template <typename A>
+inline __m256i lane_mask(LaneBits bits) {
+  if constexpr (sizeof(A) == 4) {
+    const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits), each), each);
+  } else {
+    const __m256i each = _mm256_setr_epi64x(1, 2, 4, 8);
+    return _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits), each), each);
+  }
+}
+#endif
 
 template <typename V, typename A>
 inline V load_as(const A* from) {
@@ -214,6 +221,10 @@ inline V load_lanes(const A* from, LaneBits bits) {
   if constexpr (sizeof(V) == 64 && sizeof(A) == 8) return (V)_mm512_maskz_loadu_pd(bits, from);
   if constexpr (sizeof(V) == 32 && sizeof(A) == 4) return (V)_mm256_maskz_loadu_ps(bits, from);
   if constexpr (sizeof(V) == 32 && sizeof(A) == 8) return (V)_mm256_maskz_loadu_pd(bits, from);
+#elif defined(__AVX2__)
+  const __m256i mask = lane_mask<A>(bits);
+  if constexpr (sizeof(A) == 4) return (V)_mm256_maskload_ps(from, mask);
+  if constexpr (sizeof(A) == 8) return (V)_mm256_maskload_pd(from, mask);
 #else
   V value = {};
   for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) {
@@ -230,6 +241,10 @@ inline void store_lanes(A* to, LaneBits bits, V value) {
   if constexpr (sizeof(V) == 64 && sizeof(A) == 8) _mm512_mask_storeu_pd(to, bits, (__m512d)value);
   if constexpr (sizeof(V) == 32 && sizeof(A) == 4) _mm256_mask_storeu_ps(to, bits, (__m256)value);
   if constexpr (sizeof(V) == 32 && sizeof(A) == 8) _mm256_mask_storeu_pd(to, bits, (__m256d)value);
+#elif defined(__AVX2__)
+  const __m256i mask = lane_mask<A>(bits);
+  if constexpr (sizeof(A) == 4) _mm256_maskstore_ps(to, mask, (__m256)value);
+  if constexpr (sizeof(A) == 8) _mm256_maskstore_pd(to, mask, (__m256d)value);
 #else
   for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) {
     if (bits >> i & 1) to[i] = value[i];
