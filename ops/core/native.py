@@ -51,7 +51,7 @@ def apply(
         RuntimeError: if an argument does not fit; the text names it, its shape and what was expected.
     """
     forward = torch.ops.ddf.forward.default
-    if _may_be_traced() or torch.is_grad_enabled() and _wants_gradient(features, channel_filter, spatial_filter):
+    if _may_be_traced() or (torch.is_grad_enabled() and _wants_gradient(features, channel_filter, spatial_filter)):
         return forward(features, channel_filter, spatial_filter, dilation, stride, combine)
     # autograd would do the same after 4 us in Python, as long as a 7 x 7 plane takes
     with torch._C._AutoDispatchBelowAutograd():
@@ -81,7 +81,7 @@ def _wants_gradient(features: Tensor, channel_filter: Tensor, spatial_filter: Te
 
 
 def _may_be_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 @functools.cache
