@@ -6,9 +6,7 @@
 namespace ddf::near {
 namespace {
 
-constexpr int kChannels = 1;
 constexpr int kPixels = 2;
-constexpr int kRows = 4;                     // of a strip
 constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
 constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
@@ -36,7 +34,7 @@ struct Row {
 };
 
 // kRows rows of targets, and the rows of the source that they read.
-template <typename A, int K>
+template <typename A, int K, int kRows>
 struct Strip {
   Row<const A> in[kRows + K - 1];
   Row<A> out[kRows];
@@ -50,77 +48,60 @@ struct Cut {
   const LaneBits* masks = nullptr;  // K + 1 for each vector, see `sweep`
 };
 
-// One vector of each row of a strip, for kChannels channels. `masks` holds, for each column of
-// taps, the lanes that lie inside, then the lanes that are stored.
-template <typename V, int K, bool kAdd, bool kMasked, typename A>
-inline __attribute__((always_inline)) void step(const V (*c)[K * K],
-                                                const A* const (*in)[kRows + K - 1],
-                                                A* const (*out)[kRows], const A* spatial,
-                                                const LaneBits* masks, int64_t x) {
-  V sum[kChannels][kRows] = {};
+// One vector of each row of a strip. `masks` holds, for each column of taps, the lanes that lie
+// inside, then the lanes that are stored.
+template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A>
+inline __attribute__((always_inline)) void step(const V* c, const A* const* in, A* const* out,
+                                                const A* spatial, const LaneBits* masks,
+                                                int64_t x) {
+  V sum[kRows] = {};
 #pragma GCC unroll 16
   for (int y = 0; y < kRows + K - 1; ++y) {
 #pragma GCC unroll 16
     for (int dx = 0; dx < K; ++dx) {
-      V f[kChannels];
-#pragma GCC unroll 4
-      for (int i = 0; i < kChannels; ++i) {
-        const A* from = in[i][y] + x + dx - K / 2;
-        f[i] = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
-      }
+      const A* from = in[y] + x + dx - K / 2;
+      V f = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
+      keep(f);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         if (y < r || y - r >= K) continue;
-        const V s = load_as<V>(spatial);
-#pragma GCC unroll 4
-        for (int i = 0; i < kChannels; ++i) {
-          const V cj = c[i][(y - r) * K + dx];
-          sum[i][r] += (kAdd ? s + cj : s * cj) * f[i];
-        }
+        const V s = load_as<V>(spatial), cj = c[(y - r) * K + dx];
+        sum[r] += (kAdd ? s + cj : s * cj) * f;
         spatial += sizeof(V) / sizeof(A);
       }
     }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < kChannels; ++i) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      if (kMasked) {
-        store_lanes(out[i][r] + x, masks[K], sum[i][r]);
-      } else {
-        memcpy(out[i][r] + x, &sum[i][r], sizeof(V));
-      }
+  for (int r = 0; r < kRows; ++r) {
+    if (kMasked) {
+      store_lanes(out[r] + x, masks[K], sum[r]);
+    } else {
+      memcpy(out[r] + x, &sum[r], sizeof(V));
     }
   }
 }
 
-// Computes strips of kChannels channels, whose filters and places are given.
-template <typename A, int K, bool kAdd>
-void sweep(const Strip<A, K>* strip, const Strip<A, K>* end, const Cut& cut,
-           const A* const* channel, const int64_t* in_offset, const int64_t* out_offset) {
+// Computes strips of one channel, whose filter is `channel`.
+template <typename A, int K, int kRows, bool kAdd>
+void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
+           const A* channel, int64_t in_offset, int64_t out_offset) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
-  Vector<A> c[kChannels][K * K];
-#pragma GCC unroll 4
-  for (int i = 0; i < kChannels; ++i) {
+  Vector<A> c[K * K];
 #pragma GCC unroll 64
-    for (int j = 0; j < K * K; ++j) c[i][j] = channel[i][j] - Vector<A>{};
-  }
+  for (int j = 0; j < K * K; ++j) c[j] = channel[j] - Vector<A>{};
   for (; strip < end; ++strip) {
-    const A* in[kChannels][kRows + K - 1];
-    A* out[kChannels][kRows];
-#pragma GCC unroll 4
-    for (int i = 0; i < kChannels; ++i) {
+    const A* in[kRows + K - 1];
+    A* out[kRows];
 #pragma GCC unroll 16
-      for (int y = 0; y < kRows + K - 1; ++y) in[i][y] = strip->in[y].of(in_offset[i]);
+    for (int y = 0; y < kRows + K - 1; ++y) in[y] = strip->in[y].of(in_offset);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) out[i][r] = strip->out[r].of(out_offset[i]);
-    }
+    for (int r = 0; r < kRows; ++r) out[r] = strip->out[r].of(out_offset);
     const A* spatial = strip->spatial;
     const LaneBits* masks = cut.masks;
     int64_t x = 0;
     const auto vectors = [&](int64_t last, auto masked) __attribute__((always_inline)) {
       for (; x < last; x += kLanes<A>, spatial += kLength, masks += K + 1) {
-        step<Vector<A>, K, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x);
+        step<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x);
       }
     };
     if constexpr (!kFreeMasks) {
@@ -130,13 +111,10 @@ void sweep(const Strip<A, K>* strip, const Strip<A, K>* end, const Cut& cut,
     vectors(cut.whole * kLanes<A>, Masked<true>{});
     if constexpr (kHalves) {
       if (cut.half) {
-        HalfVector<A> half[kChannels][K * K];
-#pragma GCC unroll 4
-        for (int i = 0; i < kChannels; ++i) {
+        HalfVector<A> half[K * K];
 #pragma GCC unroll 64
-          for (int j = 0; j < K * K; ++j) half[i][j] = channel[i][j] - HalfVector<A>{};
-        }
-        step<HalfVector<A>, K, kAdd, true>(half, in, out, spatial, masks, x);
+        for (int j = 0; j < K * K; ++j) half[j] = channel[j] - HalfVector<A>{};
+        step<HalfVector<A>, K, kRows, kAdd, true>(half, in, out, spatial, masks, x);
       }
     }
   }
@@ -154,7 +132,7 @@ Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int6
 }
 
 // A tile of targets and what its sweep needs: forward, or backward with the taps reversed.
-template <typename T, int K>
+template <typename T, int K, int kRows>
 struct Tile {
   using A = Accumulator<T>;
   static constexpr int64_t kTaps = K * K, kPad = K / 2;
@@ -171,7 +149,7 @@ struct Tile {
   A *zeros, *dump;  // rows outside the source; of targets that there are not
   A* numbers;       // C of an item's channels
   LaneBits* masks;
-  Strip<A, K>* strips;
+  Strip<A, K, kRows>* strips;
   A *in, *out;  // a source and a target that cannot be read and written in place
 
   Tile(const Params& p, bool backward, Arena& arena)
@@ -195,7 +173,7 @@ struct Tile {
     dump = arena.take<A>(p.width);
     numbers = arena.take<A>(kChannelBlock * kTaps);
     masks = arena.take<LaneBits>((cut.whole + cut.half) * (K + 1));
-    strips = arena.take<Strip<A, K>>(rows / kRows);
+    strips = arena.take<Strip<A, K, kRows>>(rows / kRows);
     in = plain<T>(source) ? nullptr : arena.take<A>((rows + K - 1) * p.width);
     out = plain<T>(target) ? nullptr : arena.take<A>(rows * p.width);
     cut.masks = masks;
@@ -232,7 +210,7 @@ struct Tile {
     cut.outer = most(0, cut.outer);
   }
 
-  void set_strip(Strip<A, K>& strip, int64_t y) {
+  void set_strip(Strip<A, K, kRows>& strip, int64_t y) {
     for (int64_t i = 0; i < kRows + K - 1; ++i) {
       const int64_t from = y0 + y + i - kPad;
       if (from < 0 || from >= p.height) {
@@ -342,20 +320,14 @@ struct Tile {
     const int64_t used = ceil_div(least(rows, p.height - y0), kRows);
     const bool small = used * kRows * kTaps * lanes() * int64_t{sizeof(A)} <= kSegmentBytes;
     const int64_t step = small || in || out ? used : 1;
-    const int64_t together = step == used ? kChannels : last - first;
+    const int64_t together = step == used ? 1 : last - first;
     for (int64_t begin = first; begin < last; begin += together) {
       if (in) load_source(begin);
       for (int64_t i = 0; i < used; i += step) {
-        for (int64_t c = begin; c < least(last, begin + together); c += kChannels) {
-          const A* numbers[kChannels];
-          int64_t in_offset[kChannels], out_offset[kChannels];
-          for (int q = 0; q < kChannels; ++q) {
-            const int64_t which = least(c + q, last - 1);
-            numbers[q] = channel + (which - first) * kTaps;
-            in_offset[q] = which * source.stride[1];
-            out_offset[q] = which * target.stride[1];
-          }
-          sweep<A, K, kAdd>(strips + i, strips + i + step, cut, numbers, in_offset, out_offset);
+        for (int64_t c = begin; c < begin + together; ++c) {
+          sweep<A, K, kRows, kAdd>(strips + i, strips + i + step, cut,
+                                   channel + (c - first) * kTaps, c * source.stride[1],
+                                   c * target.stride[1]);
         }
       }
       if (out) store_target(begin);
@@ -365,10 +337,10 @@ struct Tile {
 
 int64_t channel_blocks(const Params& p) { return ceil_div(p.channels, kChannelBlock); }
 
-template <typename T, int K, bool kBackward>
+template <typename T, int K, int kRows, bool kBackward>
 void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
-  Tile<T, K> tile(p, kBackward, arena);
+  Tile<T, K, kRows> tile(p, kBackward, arena);
   clear(tile.zeros, p.width);
   int64_t loaded = -1;
   for (int64_t item = begin; item < end; ++item) {
@@ -383,13 +355,13 @@ void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
   }
 }
 
-template <typename T, int K, bool kBackward>
+template <typename T, int K, int kRows, bool kBackward>
 Job tiles_job(const Params& p) {
   Arena arena(nullptr);
-  const Tile<T, K> tile(p, kBackward, arena);
+  const Tile<T, K, kRows> tile(p, kBackward, arena);
   return {p.batch * tile.count() * channel_blocks(p),
           least(kChannelBlock, p.channels) * K * K * tile.rows * tile.columns, arena.used(),
-          run_tiles<T, K, kBackward>};
+          run_tiles<T, K, kRows, kBackward>};
 }
 
 // ---- channels last: an item is a pair of neighbours in a row ----
@@ -417,12 +389,14 @@ void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
     for (int y = 0; y < K; ++y) {
 #pragma GCC unroll 16
       for (int x = 0; x < kWidth; ++x) {
-        const Vector<A> f = load(from[y * kWidth + x] + at);
+        Vector<A> f = load(from[y * kWidth + x] + at);
+        keep(f);
 #pragma GCC unroll 4
         for (int i = 0; i < kPixels; ++i) {
           if (x < i || x - i >= K) continue;
           const int j = y * K + x - i;
-          const Vector<A> c = load(channel + j * kLanes<A>);
+          Vector<A> c = load(channel + j * kLanes<A>);
+          keep(c);
           sum[i] += (kAdd ? s[i][j] + c : s[i][j] * c) * f;
         }
       }
@@ -548,10 +522,15 @@ Job job(const Params& p) {
   const View& target = kBackward ? p.grad_features : p.out;
   const bool adjacent = source.stride[1] == 1 && target.stride[1] == 1;
   const bool enough = p.channels >= kLanes<Accumulator<T>>;
-  if constexpr (K > 3 && sizeof(T) != 4)
-    return {};
-  else
-    return adjacent && enough ? pixels_job<T, K, kBackward>(p) : tiles_job<T, K, kBackward>(p);
+  if constexpr (K > 3 && sizeof(T) != 4) {
+    return {};  // rarely wanted, and half of this file's time to compile
+  } else if (adjacent && enough) {
+    return pixels_job<T, K, kBackward>(p);
+  } else if (K == 3 && round_up(p.height, 7) <= round_up(p.height, 4)) {
+    return tiles_job<T, K, K == 3 ? 7 : 4, kBackward>(p);
+  } else {
+    return tiles_job<T, K, 4, kBackward>(p);
+  }
 }
 
 template <typename T, bool kBackward>

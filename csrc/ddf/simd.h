@@ -187,6 +187,19 @@ constexpr bool kHalves = true, kFreeMasks = true;
 constexpr bool kHalves = false, kFreeMasks = false;
 #endif
 
+// Keeps a loaded vector in a register for all its uses. Else the compiler, short of registers, may
+// load it again for each, and loads are what the kernels run out of next to arithmetic.
+template <typename V>
+inline void keep([[maybe_unused]] V& vector) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(vector));
+#elif defined(__x86_64__)
+  asm("" : "+x"(vector));
+#elif defined(__aarch64__)
+  asm("" : "+w"(vector));
+#endif
+}
+
 template <typename A>
 using HalfVector = VectorOfBytes<A, kVectorBytes / 2>;
 
