@@ -1,4 +1,28 @@
-// The operator on a CPU where taps are adjacent: stride 1, dilation 1, k = 3, 5, 7.
+// The operator on a CPU where taps are adjacent (stride 1, dilation 1, k = 3, 5, 7), and the
+// gradient of its features, which is the same sum with the taps reversed; one thread's part,
+// compiled once per instruction set (KERNELS names the table it defines).
+//
+// Floor per output: k^2 products of the filters and k^2 multiply-adds, two of 512 bits in two
+// cycles where a core has one such unit; a vector load a cycle. Left to itself a tap needs two
+// loads, S and F, so that loads, which cost double across a cache line, bind before arithmetic:
+// tiles are shaped to share them.
+//
+//   Tile     pixels are adjacent. C of a channel is in registers (k = 3), S packed in the order of
+//            its use, F and the output in place. A strip is one vector of 4 or 7 rows: a loaded row
+//            of F serves the 3 output rows above and below it, 9 rows for 7, 1.3 loads an output
+//            for each of the k columns. Seven divides the planes of networks that start at 224;
+//            where four leaves fewer rows over it is four. Two channels at once would share S as
+//            well, and was slower: their addresses do not fit the integer registers.
+//   Pixels   channels are adjacent. S of two neighbours is in registers; a vector of C and the 12
+//   of F
+//            that the two see together are loaded once: 21 loads for 36 operations.
+//
+// Padding costs no copy: rows above and below are a row of zeros, columns left and right are masked
+// out of the load, with which an infinite neighbour does not matter. A row's last vector is half as
+// wide if that holds the rest (56 = 3 x 16 + 8). Elements that are not adjacent, or have 16 bits,
+// go through scratch memory. Each output is summed by one thread in the order of the taps, so that
+// the same bits come out for any number of threads.
+
 #include "ddf/ddf_cpu.h"
 #include "ddf/scratch.h"
 #include "ddf/simd.h"
@@ -9,6 +33,7 @@ namespace {
 constexpr int kPixels = 2;
 constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
+constexpr int64_t kStreamedBytes = 8 << 20;  // more than stays in caches until it is read
 constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
 
 template <bool value_>
@@ -45,15 +70,16 @@ struct Strip {
 // half one. Whole vectors from `inner` to `outer` need no masks.
 struct Cut {
   int64_t whole = 0, half = 0, inner = 0, outer = 0;
-  const LaneBits* masks = nullptr;  // K + 1 for each vector, see `sweep`
+  const LaneBits* masks = nullptr;  // K + 1 for each vector, see `step`
+  bool streamed = false;            // whole vectors are stored past the caches
 };
 
 // One vector of each row of a strip. `masks` holds, for each column of taps, the lanes that lie
 // inside, then the lanes that are stored.
 template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A>
 inline __attribute__((always_inline)) void step(const V* c, const A* const* in, A* const* out,
-                                                const A* spatial, const LaneBits* masks,
-                                                int64_t x) {
+                                                const A* spatial, const LaneBits* masks, int64_t x,
+                                                bool streamed) {
   V sum[kRows] = {};
 #pragma GCC unroll 16
   for (int y = 0; y < kRows + K - 1; ++y) {
@@ -73,7 +99,9 @@ inline __attribute__((always_inline)) void step(const V* c, const A* const* in, 
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    if (kMasked) {
+    if (streamed) {
+      stream(out[r] + x, sum[r]);
+    } else if (kMasked) {
       store_lanes(out[r] + x, masks[K], sum[r]);
     } else {
       memcpy(out[r] + x, &sum[r], sizeof(V));
@@ -101,7 +129,8 @@ void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const
     int64_t x = 0;
     const auto vectors = [&](int64_t last, auto masked) __attribute__((always_inline)) {
       for (; x < last; x += kLanes<A>, spatial += kLength, masks += K + 1) {
-        step<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x);
+        step<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x,
+                                                                 cut.streamed);
       }
     };
     if constexpr (!kFreeMasks) {
@@ -114,7 +143,7 @@ void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const
         HalfVector<A> half[K * K];
 #pragma GCC unroll 64
         for (int j = 0; j < K * K; ++j) half[j] = channel[j] - HalfVector<A>{};
-        step<HalfVector<A>, K, kRows, kAdd, true>(half, in, out, spatial, masks, x);
+        step<HalfVector<A>, K, kRows, kAdd, true>(half, in, out, spatial, masks, x, false);
       }
     }
   }
@@ -129,6 +158,18 @@ bool plain(const View& view) {
 template <typename T>
 Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int64_t d) {
   return reinterpret_cast<Accumulator<T>*>(at<T>(view, a, b, c, d));
+}
+
+// Whether a target is to be stored past the caches: it would not stay in them, and to fetch its
+// lines first takes as long as to write them. Rows are `row` elements, vectors begin at multiples
+// of their width.
+template <typename T>
+bool streams(const Params& p, const View& target, int64_t row) {
+  constexpr int64_t width = kLanes<Accumulator<T>>;
+  const int64_t bytes = p.batch * p.channels * p.height * p.width * int64_t{sizeof(T)};
+  bool aligned = reinterpret_cast<uintptr_t>(target.data) % kVectorBytes == 0 && row % width == 0;
+  for (int64_t stride : target.stride) aligned = aligned && (stride == 1 || stride % width == 0);
+  return sizeof(T) == sizeof(Accumulator<T>) && aligned && bytes >= kStreamedBytes;
 }
 
 // A tile of targets and what its sweep needs: forward, or backward with the taps reversed.
@@ -177,6 +218,7 @@ struct Tile {
     in = plain<T>(source) ? nullptr : arena.take<A>((rows + K - 1) * p.width);
     out = plain<T>(target) ? nullptr : arena.take<A>(rows * p.width);
     cut.masks = masks;
+    cut.streamed = !out && columns == p.width && streams<T>(p, target, p.width);
   }
 
   int64_t count() const { return down * across; }
@@ -353,6 +395,7 @@ void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
     else
       tile.template run<false>(first, last);
   }
+  finish_streams();
 }
 
 template <typename T, int K, int kRows, bool kBackward>
@@ -370,7 +413,7 @@ Job tiles_job(const Params& p) {
 // the K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap.
 template <typename T, int K, bool kAdd>
 void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
-                const Accumulator<T>* channel, T* const* out, int64_t channels) {
+                const Accumulator<T>* channel, T* const* out, int64_t channels, bool streamed) {
   using A = Accumulator<T>;
   constexpr int kWidth = K + kPixels - 1;
   Vector<A> s[kPixels][K * K];
@@ -403,7 +446,13 @@ void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
     }
     channel += K * K * kLanes<A>;
 #pragma GCC unroll 4
-    for (int i = 0; i < kPixels; ++i) store(out[i] + at, sum[i]);
+    for (int i = 0; i < kPixels; ++i) {
+      if (streamed) {
+        stream(reinterpret_cast<A*>(out[i] + at), sum[i]);
+      } else {
+        store(out[i] + at, sum[i]);
+      }
+    }
   }
 }
 
@@ -417,12 +466,14 @@ struct Pixels {
   const View &source, &target;
   A* channel;  // C, for each block of channels a vector for each tap
   T *zeros, *dump;
+  const bool streamed;
 
   Pixels(const Params& p, bool backward, Arena& arena)
       : p(p),
         backward(backward),
         source(backward ? p.out : p.features),
-        target(backward ? p.grad_features : p.out) {
+        target(backward ? p.grad_features : p.out),
+        streamed(streams<T>(p, target, p.channels)) {
     channel = arena.take<A>(kTaps * round_up(p.channels, kLanes<A>));
     zeros = arena.take<T>(p.channels);
     dump = arena.take<T>(p.channels);
@@ -465,7 +516,7 @@ struct Pixels {
       out[i] = exists ? at<T>(target, n, 0, y, x + i) : dump;
       load_spatial(n, y, exists ? x + i : x, spatial + i * kTaps);
     }
-    sum_pixels<T, K, kAdd>(features, spatial, channel, out, p.channels);
+    sum_pixels<T, K, kAdd>(features, spatial, channel, out, p.channels, streamed);
   }
 
   // What pixel (y, x) multiplies its taps by. On the way back that is what the tap that leads to it
@@ -506,6 +557,7 @@ void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
       pixels.template run<false>(n, y, x);
     }
   }
+  finish_streams();
 }
 
 template <typename T, int K, bool kBackward>

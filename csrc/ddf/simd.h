@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -262,6 +262,28 @@ inline void store_lanes(A* to, LaneBits bits, V value) {
   for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) {
     if (bits >> i & 1) to[i] = value[i];
   }
+#endif
+}
+
+// Stores past the caches; `to` is aligned to the vector. `finish_streams` orders such stores before
+// what the thread does next.
+template <typename V, typename A>
+inline void stream(A* to, V value) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512((__m512i*)to, (__m512i)value);
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256((__m256i*)to, (__m256i)value);
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128((__m128i*)to, (__m128i)value);
+#endif
+  memcpy(to, &value, sizeof(value));
+}
+
+inline void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
 #endif
 }
 
