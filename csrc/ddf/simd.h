@@ -226,9 +226,16 @@ inline V load_as(const A* from) {
   return value;
 }
 
+// Without masks it is a loop over lanes, kept out of the unrolled kernels that call it.
+#if defined(__AVX2__)
+#define DDF_LANES inline
+#else
+#define DDF_LANES __attribute__((noinline))
+#endif
+
 // The lanes of `bits`, the others being zero; memory that belongs to these is not touched.
 template <typename V, typename A>
-inline V load_lanes(const A* from, LaneBits bits) {
+DDF_LANES V load_lanes(const A* from, LaneBits bits) {
 #if defined(__AVX512VL__)
   if constexpr (sizeof(V) == 64 && sizeof(A) == 4) return (V)_mm512_maskz_loadu_ps(bits, from);
   if constexpr (sizeof(V) == 64 && sizeof(A) == 8) return (V)_mm512_maskz_loadu_pd(bits, from);
@@ -248,7 +255,7 @@ inline V load_lanes(const A* from, LaneBits bits) {
 }
 
 template <typename V, typename A>
-inline void store_lanes(A* to, LaneBits bits, V value) {
+DDF_LANES void store_lanes(A* to, LaneBits bits, V value) {
 #if defined(__AVX512VL__)
   if constexpr (sizeof(V) == 64 && sizeof(A) == 4) _mm512_mask_storeu_ps(to, bits, (__m512)value);
   if constexpr (sizeof(V) == 64 && sizeof(A) == 8) _mm512_mask_storeu_pd(to, bits, (__m512d)value);
