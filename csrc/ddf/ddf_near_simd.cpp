@@ -27,6 +27,14 @@
 #include "ddf/scratch.h"
 #include "ddf/simd.h"
 
+// Loops over taps, rows and pixels of a tile, whose vectors then are registers. Not under the
+// address sanitizer, where they would take minutes to compile.
+#ifdef __SANITIZE_ADDRESS__
+#define DDF_UNROLL
+#else
+#define DDF_UNROLL _Pragma("GCC unroll 64")
+#endif
+
 namespace ddf::near {
 namespace {
 
@@ -81,14 +89,14 @@ inline __attribute__((always_inline)) void step(const V* c, const A* const* in, 
                                                 const A* spatial, const LaneBits* masks, int64_t x,
                                                 bool streamed) {
   V sum[kRows] = {};
-#pragma GCC unroll 16
+  DDF_UNROLL
   for (int y = 0; y < kRows + K - 1; ++y) {
-#pragma GCC unroll 16
+    DDF_UNROLL
     for (int dx = 0; dx < K; ++dx) {
       const A* from = in[y] + x + dx - K / 2;
       V f = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
       keep(f);
-#pragma GCC unroll 16
+      DDF_UNROLL
       for (int r = 0; r < kRows; ++r) {
         if (y < r || y - r >= K) continue;
         const V s = load_as<V>(spatial), cj = c[(y - r) * K + dx];
@@ -97,7 +105,7 @@ inline __attribute__((always_inline)) void step(const V* c, const A* const* in, 
       }
     }
   }
-#pragma GCC unroll 16
+  DDF_UNROLL
   for (int r = 0; r < kRows; ++r) {
     if (streamed) {
       stream(out[r] + x, sum[r]);
@@ -115,14 +123,14 @@ void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const
            const A* channel, int64_t in_offset, int64_t out_offset) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
   Vector<A> c[K * K];
-#pragma GCC unroll 64
+  DDF_UNROLL
   for (int j = 0; j < K * K; ++j) c[j] = channel[j] - Vector<A>{};
   for (; strip < end; ++strip) {
     const A* in[kRows + K - 1];
     A* out[kRows];
-#pragma GCC unroll 16
+    DDF_UNROLL
     for (int y = 0; y < kRows + K - 1; ++y) in[y] = strip->in[y].of(in_offset);
-#pragma GCC unroll 16
+    DDF_UNROLL
     for (int r = 0; r < kRows; ++r) out[r] = strip->out[r].of(out_offset);
     const A* spatial = strip->spatial;
     const LaneBits* masks = cut.masks;
@@ -141,7 +149,7 @@ void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const
     if constexpr (kHalves) {
       if (cut.half) {
         HalfVector<A> half[K * K];
-#pragma GCC unroll 64
+        DDF_UNROLL
         for (int j = 0; j < K * K; ++j) half[j] = channel[j] - HalfVector<A>{};
         step<HalfVector<A>, K, kRows, kAdd, true>(half, in, out, spatial, masks, x, false);
       }
@@ -417,24 +425,24 @@ void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
   using A = Accumulator<T>;
   constexpr int kWidth = K + kPixels - 1;
   Vector<A> s[kPixels][K * K];
-#pragma GCC unroll 4
+  DDF_UNROLL
   for (int i = 0; i < kPixels; ++i) {
-#pragma GCC unroll 64
+    DDF_UNROLL
     for (int j = 0; j < K * K; ++j) s[i][j] = spatial[i * K * K + j] - Vector<A>{};
   }
   const T* from[K * kWidth];
-#pragma GCC unroll 64
+  DDF_UNROLL
   for (int i = 0; i < K * kWidth; ++i) from[i] = features[i];
   for (int64_t first = 0; first < channels; first += kLanes<A>) {
     const int64_t at = least(first, channels - kLanes<A>);  // the last block may overlap another
     Vector<A> sum[kPixels] = {};
-#pragma GCC unroll 16
+    DDF_UNROLL
     for (int y = 0; y < K; ++y) {
-#pragma GCC unroll 16
+      DDF_UNROLL
       for (int x = 0; x < kWidth; ++x) {
         Vector<A> f = load(from[y * kWidth + x] + at);
         keep(f);
-#pragma GCC unroll 4
+        DDF_UNROLL
         for (int i = 0; i < kPixels; ++i) {
           if (x < i || x - i >= K) continue;
           const int j = y * K + x - i;
@@ -445,7 +453,7 @@ void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
       }
     }
     channel += K * K * kLanes<A>;
-#pragma GCC unroll 4
+    DDF_UNROLL
     for (int i = 0; i < kPixels; ++i) {
       if (streamed) {
         stream(reinterpret_cast<A*>(out[i] + at), sum[i]);
@@ -499,12 +507,12 @@ struct Pixels {
     A spatial[kPixels * kTaps];
     T* out[kPixels];
     const bool inner = x >= K / 2 && x + kWidth - K / 2 <= p.width;
-#pragma GCC unroll 8
+    DDF_UNROLL
     for (int i = 0; i < K; ++i) {
       const int64_t from_y = y + i - K / 2;
       const bool exists = from_y >= 0 && from_y < p.height;
       const T* from = at<T>(source, n, 0, from_y, x - K / 2);
-#pragma GCC unroll 16
+      DDF_UNROLL
       for (int j = 0; j < kWidth; ++j, from += source.stride[3]) {
         const int64_t from_x = x + j - K / 2;
         const bool inside = exists && (inner || (from_x >= 0 && from_x < p.width));
@@ -525,7 +533,7 @@ struct Pixels {
     const T* from = at<T>(p.spatial, n, 0, y, x);
     const int64_t step = p.spatial.stride[1];
     if (!backward) {
-#pragma GCC unroll 8
+      DDF_UNROLL
       for (int64_t j = 0; j < kTaps; ++j, from += step) to[j] = load_one(from);
       return;
     }
