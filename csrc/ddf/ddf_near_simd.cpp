@@ -12,7 +12,7 @@
 //            of F serves the 3 output rows above and below it, 9 rows for 7, 1.3 loads an output
 //            for each of the k columns. Seven divides the planes of networks that start at 224;
 //            where four leaves fewer rows over it is four. Two channels at once would share S as
-//            well, and was slower: their addresses do not fit the integer registers.
+//            well; that was faster at 28 x 28 only.
 //   Pixels   channels are adjacent. S of two neighbours is in registers; a vector of C and the 12
 //   of F
 //            that the two see together are loaded once: 21 loads for 36 operations.
