@@ -73,9 +73,28 @@ def ddf(
     """
     if isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type):
         features, channel_filter, spatial_filter = _autocast(features, channel_filter, spatial_filter)
-    _check_settings(kernel_size, dilation, stride, kernel_combine)
-    _check_tensors(features, channel_filter, spatial_filter, kernel_size, stride)
-    return _apply_filters(features, channel_filter, spatial_filter, kernel_size, dilation, stride, kernel_combine)
+    arguments = features, channel_filter, spatial_filter, kernel_size, dilation, stride, kernel_combine
+    if torch.compiler.is_compiling() or not _served_at_once(*arguments[:4]):
+        _check_settings(kernel_size, dilation, stride, kernel_combine)
+        _check_tensors(features, channel_filter, spatial_filter, kernel_size, stride)
+        return _apply_filters(*arguments)
+    try:
+        return native.apply(features, channel_filter, spatial_filter, dilation, stride, kernel_combine)
+    except (RuntimeError, TypeError):
+        _check_settings(kernel_size, dilation, stride, kernel_combine)
+        _check_tensors(features, channel_filter, spatial_filter, kernel_size, stride)
+        raise
+
+
+def _served_at_once(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, kernel_size: int) -> bool:
+    """Whether the native operator can check the other arguments: to do so here takes as long as a small case."""
+    return (
+        type(features) is type(channel_filter) is type(spatial_filter) is Tensor
+        and type(kernel_size) is int
+        and channel_filter.shape[2:] == (kernel_size, kernel_size)
+        and kernel_size <= native.MAX_KERNEL_SIZE
+        and not native.missing(features.device.type)
+    )
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:

@@ -162,6 +162,9 @@ class Case:
         ((1, 4, 6, 5), 5, Settings(stride=10**15, dilation=2)),  # one output
         ((1, 20, 1, 1), 3, Settings()),
         ((1, 1, 40, 1), 3, Settings(stride=3)),
+        ((1, 64, 192, 192), 3, Settings()),  # large enough to be stored past the caches
+        ((1, 17, 14, 56), 3, Settings()),  # strips of seven rows, a half vector at the end
+        ((1, 17, 13, 12), 7, Settings(combine="add")),
     ],
 )
 def test_shapes_at_the_edges_of_the_kernels(

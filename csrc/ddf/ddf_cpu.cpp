@@ -19,21 +19,26 @@ namespace {
 // Below this much work a further thread costs more than it saves.
 constexpr int64_t kWorkPerThread = 1 << 15;
 
-const CpuKernels& kernels() {
+struct Kernels {
+  const CpuKernels& general;
+  const near::Kernels& near;
+};
+
+Kernels kernels() {
 #ifdef __x86_64__
-  static const CpuKernels& best = [&]() -> const CpuKernels& {
+  static const Kernels best = []() -> Kernels {
     __builtin_cpu_init();
     // The names are those of the compiler's flags in ops/core/build.py.
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && DDF_WIDEST_VECTOR >= 512) return kernels_avx512;
-    if (avx2 && DDF_WIDEST_VECTOR >= 256) return kernels_avx2;
-    return kernels_baseline;
+    if (avx512 && DDF_WIDEST_VECTOR >= 512) return {kernels_avx512, near::kernels_avx512};
+    if (avx2 && DDF_WIDEST_VECTOR >= 256) return {kernels_avx2, near::kernels_avx2};
+    return {kernels_baseline, near::kernels_baseline};
   }();
   return best;
 #else
-  return kernels_baseline;
+  return {kernels_baseline, near::kernels_baseline};
 #endif
 }
 
@@ -79,16 +84,28 @@ void run(const Params& params, const Job& job, ParallelFor parallel_for) {
   parallel_for(job.items, grain, body, &context);
 }
 
+// A job of the kernels for adjacent taps where they serve the case, else of the general ones.
+void run(const Params& params, Job (*near)(const Params&), Job (*general)(const Params&),
+         ParallelFor parallel_for) {
+  Job job;
+  if (params.stride == 1 && params.dilation == 1) job = near(params);
+  if (!job.run) job = general(params);
+  run(params, job, parallel_for);
+}
+
 }  // namespace
 
 void cpu_forward(const Params& params, ParallelFor parallel_for) {
-  run(params, kernels().forward(params), parallel_for);
+  run(params, kernels().near.forward, kernels().general.forward, parallel_for);
 }
 
 void cpu_backward(const Params& params, ParallelFor parallel_for) {
-  if (params.grad_features.data) run(params, kernels().grad_features(params), parallel_for);
-  if (params.grad_channel.data) run(params, kernels().grad_channel(params), parallel_for);
-  if (params.grad_spatial.data) run(params, kernels().grad_spatial(params), parallel_for);
+  const auto [general, near] = kernels();
+  if (params.grad_features.data) {
+    run(params, near.grad_features, general.grad_features, parallel_for);
+  }
+  if (params.grad_channel.data) run(params, general.grad_channel(params), parallel_for);
+  if (params.grad_spatial.data) run(params, general.grad_spatial(params), parallel_for);
 }
 
 }  // namespace ddf

@@ -27,4 +27,19 @@ extern const CpuKernels kernels_avx2;
 extern const CpuKernels kernels_avx512;
 #endif
 
+namespace near {
+
+// The operator where taps are adjacent. A job without items: not served.
+struct Kernels {
+  Job (*forward)(const Params&);
+  Job (*grad_features)(const Params&);
+};
+
+extern const Kernels kernels_baseline;
+#ifdef __x86_64__
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace near
 }  // namespace ddf

@@ -9,6 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
 namespace ddf {
 namespace {
 
@@ -165,6 +169,129 @@ inline void store(T* to, Vector<Accumulator<T>> value) {
   } else {
     memcpy(to, &value, sizeof(value));
   }
+}
+
+// Vectors of a chosen width, and parts of them.
+
+template <typename A, int kBytes>
+struct VectorOfBytesHelper {
+  typedef A type __attribute__((vector_size(kBytes)));
+};
+template <typename A, int kBytes>
+using VectorOfBytes = typename VectorOfBytesHelper<A, kBytes>::type;
+
+// Whether vectors of half the width have masks and registers as well.
+#if defined(__AVX512VL__)
+constexpr bool kHalves = true, kFreeMasks = true;
+#else
+constexpr bool kHalves = false, kFreeMasks = false;
+#endif
+
+// Keeps a loaded vector in a register for all its uses. Else the compiler, short of registers, may
+// load it again for each, and loads are what the kernels run out of next to arithmetic.
+template <typename V>
+inline void keep([[maybe_unused]] V& vector) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(vector));
+#elif defined(__x86_64__)
+  asm("" : "+x"(vector));
+#elif defined(__aarch64__)
+  asm("" : "+w"(vector));
+#endif
+}
+
+template <typename A>
+using HalfVector = VectorOfBytes<A, kVectorBytes / 2>;
+
+using LaneBits = uint16_t;  // a bit for each lane
+
+#if defined(__AVX2__) && !defined(__AVX512VL__)
+// All ones in the lanes of `bits`.
+template <typename A>
+inline __m256i lane_mask(LaneBits bits) {
+  if constexpr (sizeof(A) == 4) {
+    const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits), each), each);
+  } else {
+    const __m256i each = _mm256_setr_epi64x(1, 2, 4, 8);
+    return _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits), each), each);
+  }
+}
+#endif
+
+template <typename V, typename A>
+inline V load_as(const A* from) {
+  V value;
+  memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+// Without masks it is a loop over lanes, kept out of the unrolled kernels that call it.
+#if defined(__AVX2__)
+#define DDF_LANES inline
+#else
+#define DDF_LANES __attribute__((noinline))
+#endif
+
+// The lanes of `bits`, the others being zero; memory that belongs to these is not touched.
+template <typename V, typename A>
+DDF_LANES V load_lanes(const A* from, LaneBits bits) {
+#if defined(__AVX512VL__)
+  if constexpr (sizeof(V) == 64 && sizeof(A) == 4) return (V)_mm512_maskz_loadu_ps(bits, from);
+  if constexpr (sizeof(V) == 64 && sizeof(A) == 8) return (V)_mm512_maskz_loadu_pd(bits, from);
+  if constexpr (sizeof(V) == 32 && sizeof(A) == 4) return (V)_mm256_maskz_loadu_ps(bits, from);
+  if constexpr (sizeof(V) == 32 && sizeof(A) == 8) return (V)_mm256_maskz_loadu_pd(bits, from);
+#elif defined(__AVX2__)
+  const __m256i mask = lane_mask<A>(bits);
+  if constexpr (sizeof(A) == 4) return (V)_mm256_maskload_ps(from, mask);
+  if constexpr (sizeof(A) == 8) return (V)_mm256_maskload_pd(from, mask);
+#else
+  V value = {};
+  for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) {
+    if (bits >> i & 1) value[i] = from[i];
+  }
+  return value;
+#endif
+}
+
+template <typename V, typename A>
+DDF_LANES void store_lanes(A* to, LaneBits bits, V value) {
+#if defined(__AVX512VL__)
+  if constexpr (sizeof(V) == 64 && sizeof(A) == 4) _mm512_mask_storeu_ps(to, bits, (__m512)value);
+  if constexpr (sizeof(V) == 64 && sizeof(A) == 8) _mm512_mask_storeu_pd(to, bits, (__m512d)value);
+  if constexpr (sizeof(V) == 32 && sizeof(A) == 4) _mm256_mask_storeu_ps(to, bits, (__m256)value);
+  if constexpr (sizeof(V) == 32 && sizeof(A) == 8) _mm256_mask_storeu_pd(to, bits, (__m256d)value);
+#elif defined(__AVX2__)
+  const __m256i mask = lane_mask<A>(bits);
+  if constexpr (sizeof(A) == 4) _mm256_maskstore_ps(to, mask, (__m256)value);
+  if constexpr (sizeof(A) == 8) _mm256_maskstore_pd(to, mask, (__m256d)value);
+#else
+  for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) {
+    if (bits >> i & 1) to[i] = value[i];
+  }
+#endif
+}
+
+// Stores past the caches; `to` is aligned to the vector. `finish_streams` orders such stores before
+// what the thread does next.
+template <typename V, typename A>
+inline void stream(A* to, V value) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512((__m512i*)to, (__m512i)value);
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256((__m256i*)to, (__m256i)value);
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128((__m128i*)to, (__m128i)value);
+#endif
+  memcpy(to, &value, sizeof(value));
+}
+
+inline void finish_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 }  // namespace

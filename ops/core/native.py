@@ -50,7 +50,12 @@ def apply(
     Raises:
         RuntimeError: if an argument does not fit; the text names it, its shape and what was expected.
     """
-    return torch.ops.ddf.forward(features, channel_filter, spatial_filter, dilation, stride, combine)
+    forward = torch.ops.ddf.forward.default
+    if _may_be_traced() or (torch.is_grad_enabled() and _wants_gradient(features, channel_filter, spatial_filter)):
+        return forward(features, channel_filter, spatial_filter, dilation, stride, combine)
+    # autograd would do the same after 4 us in Python, as long as a 7 x 7 plane takes
+    with torch._C._AutoDispatchBelowAutograd():
+        return forward(features, channel_filter, spatial_filter, dilation, stride, combine)
 
 
 def apply_out(
@@ -69,6 +74,14 @@ def apply_out(
     """
     torch.ops.ddf.forward_out(features, channel_filter, spatial_filter, dilation, stride, combine, out)
     return out
+
+
+def _wants_gradient(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor) -> bool:
+    return features.requires_grad or channel_filter.requires_grad or spatial_filter.requires_grad
+
+
+def _may_be_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 @functools.cache

@@ -1,0 +1,629 @@
+// The operator on a CPU where taps are adjacent (stride 1, dilation 1, k = 3, 5, 7), and the
+// gradient of its features, which is the same sum with the taps reversed; one thread's part,
+// compiled once per instruction set (KERNELS names the table it defines).
+//
+// Floor per output: k^2 products of the filters and k^2 multiply-adds, two of 512 bits in two
+// cycles where a core has one such unit; a vector load a cycle. Left to itself a tap needs two
+// loads, S and F, so that loads, which cost double across a cache line, bind before arithmetic:
+// tiles are shaped to share them.
+//
+//   Tile     pixels are adjacent. C of a channel is in registers (k = 3), S packed in the order of
+//            its use, F and the output in place. A strip is one vector of 4 or 7 rows: a loaded row
+//            of F serves the 3 output rows above and below it, 9 rows for 7, 1.3 loads an output
+//            for each of the k columns. Seven divides the planes of networks that start at 224;
+//            where four leaves fewer rows over it is four. Two channels at once would share S as
+//            well; that was faster at 28 x 28 only.
+//   Pixels   channels are adjacent. S of two neighbours is in registers; a vector of C and the 12
+//   of F
+//            that the two see together are loaded once: 21 loads for 36 operations.
+//
+// Padding costs no copy: rows above and below are a row of zeros, columns left and right are masked
+// out of the load, with which an infinite neighbour does not matter. A row's last vector is half as
+// wide if that holds the rest (56 = 3 x 16 + 8). Elements that are not adjacent, or have 16 bits,
+// go through scratch memory. Each output is summed by one thread in the order of the taps, so that
+// the same bits come out for any number of threads.
+
+#include "ddf/ddf_cpu.h"
+#include "ddf/scratch.h"
+#include "ddf/simd.h"
+
+// Loops over taps, rows and pixels of a tile, whose vectors then are registers. Not under the
+// address sanitizer, where they would take minutes to compile.
+#ifdef __SANITIZE_ADDRESS__
+#define DDF_UNROLL
+#else
+#define DDF_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+namespace ddf::near {
+namespace {
+
+constexpr int kPixels = 2;
+constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
+constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
+constexpr int64_t kStreamedBytes = 8 << 20;  // more than stays in caches until it is read
+constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
+
+template <bool value_>
+struct Masked {
+  static constexpr bool value = value_;
+};
+
+// Lanes of the vector at x that a tap at `shift` finds inside a row of this width.
+inline LaneBits inside(int64_t x, int64_t shift, int64_t width, int64_t lanes) {
+  const int64_t first = most(0, -(x + shift)), last = least(lanes, width - (x + shift));
+  if (last <= first) return 0;
+  return static_cast<LaneBits>(((1u << last) - 1) & ~((1u << first) - 1));
+}
+
+// A row of a source or a target: of channel c it begins at data + c*stride, if it moves with the
+// channel, which scratch memory does not.
+template <typename A>
+struct Row {
+  A* data;
+  int64_t moves;  // all ones or zero
+
+  A* of(int64_t offset) const { return data + (offset & moves); }
+};
+
+// kRows rows of targets, and the rows of the source that they read.
+template <typename A, int K, int kRows>
+struct Strip {
+  Row<const A> in[kRows + K - 1];
+  Row<A> out[kRows];
+  const A* spatial;  // packed in the order in which `sweep` uses it
+};
+
+// How a row of targets is cut into vectors: whole ones and, for a rest of at most half a vector, a
+// half one. Whole vectors from `inner` to `outer` need no masks.
+struct Cut {
+  int64_t whole = 0, half = 0, inner = 0, outer = 0;
+  const LaneBits* masks = nullptr;  // K + 1 for each vector, see `step`
+  bool streamed = false;            // whole vectors are stored past the caches
+};
+
+// One vector of each row of a strip. `masks` holds, for each column of taps, the lanes that lie
+// inside, then the lanes that are stored.
+template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A>
+inline __attribute__((always_inline)) void step(const V* c, const A* const* in, A* const* out,
+                                                const A* spatial, const LaneBits* masks, int64_t x,
+                                                bool streamed) {
+  V sum[kRows] = {};
+  DDF_UNROLL
+  for (int y = 0; y < kRows + K - 1; ++y) {
+    DDF_UNROLL
+    for (int dx = 0; dx < K; ++dx) {
+      const A* from = in[y] + x + dx - K / 2;
+      V f = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
+      keep(f);
+      DDF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        if (y < r || y - r >= K) continue;
+        const V s = load_as<V>(spatial), cj = c[(y - r) * K + dx];
+        sum[r] += (kAdd ? s + cj : s * cj) * f;
+        spatial += sizeof(V) / sizeof(A);
+      }
+    }
+  }
+  DDF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    if (streamed) {
+      stream(out[r] + x, sum[r]);
+    } else if (kMasked) {
+      store_lanes(out[r] + x, masks[K], sum[r]);
+    } else {
+      memcpy(out[r] + x, &sum[r], sizeof(V));
+    }
+  }
+}
+
+// Computes strips of one channel, whose filter is `channel`.
+template <typename A, int K, int kRows, bool kAdd>
+void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
+           const A* channel, int64_t in_offset, int64_t out_offset) {
+  constexpr int kLength = kRows * K * K * kLanes<A>;
+  Vector<A> c[K * K];
+  DDF_UNROLL
+  for (int j = 0; j < K * K; ++j) c[j] = channel[j] - Vector<A>{};
+  for (; strip < end; ++strip) {
+    const A* in[kRows + K - 1];
+    A* out[kRows];
+    DDF_UNROLL
+    for (int y = 0; y < kRows + K - 1; ++y) in[y] = strip->in[y].of(in_offset);
+    DDF_UNROLL
+    for (int r = 0; r < kRows; ++r) out[r] = strip->out[r].of(out_offset);
+    const A* spatial = strip->spatial;
+    const LaneBits* masks = cut.masks;
+    int64_t x = 0;
+    const auto vectors = [&](int64_t last, auto masked) __attribute__((always_inline)) {
+      for (; x < last; x += kLanes<A>, spatial += kLength, masks += K + 1) {
+        step<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x,
+                                                                 cut.streamed);
+      }
+    };
+    if constexpr (!kFreeMasks) {
+      vectors(cut.inner * kLanes<A>, Masked<true>{});
+      vectors(cut.outer * kLanes<A>, Masked<false>{});
+    }
+    vectors(cut.whole * kLanes<A>, Masked<true>{});
+    if constexpr (kHalves) {
+      if (cut.half) {
+        HalfVector<A> half[K * K];
+        DDF_UNROLL
+        for (int j = 0; j < K * K; ++j) half[j] = channel[j] - HalfVector<A>{};
+        step<HalfVector<A>, K, kRows, kAdd, true>(half, in, out, spatial, masks, x, false);
+      }
+    }
+  }
+}
+
+// Elements as they are summed: no conversion, and adjacent in a row.
+template <typename T>
+bool plain(const View& view) {
+  return sizeof(T) == sizeof(Accumulator<T>) && view.stride[3] == 1;
+}
+
+template <typename T>
+Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int64_t d) {
+  return reinterpret_cast<Accumulator<T>*>(at<T>(view, a, b, c, d));
+}
+
+// Whether a target is to be stored past the caches: it would not stay in them, and to fetch its
+// lines first takes as long as to write them. Rows are `row` elements, vectors begin at multiples
+// of their width.
+template <typename T>
+bool streams(const Params& p, const View& target, int64_t row) {
+  constexpr int64_t width = kLanes<Accumulator<T>>;
+  const int64_t bytes = p.batch * p.channels * p.height * p.width * int64_t{sizeof(T)};
+  bool aligned = reinterpret_cast<uintptr_t>(target.data) % kVectorBytes == 0 && row % width == 0;
+  for (int64_t stride : target.stride) aligned = aligned && (stride == 1 || stride % width == 0);
+  return sizeof(T) == sizeof(Accumulator<T>) && aligned && bytes >= kStreamedBytes;
+}
+
+// A tile of targets and what its sweep needs: forward, or backward with the taps reversed.
+template <typename T, int K, int kRows>
+struct Tile {
+  using A = Accumulator<T>;
+  static constexpr int64_t kTaps = K * K, kPad = K / 2;
+
+  const Params& p;
+  const bool backward;
+  const View &source, &target;
+  int64_t rows, columns, down, across;  // of a tile; tiles
+  int64_t n = 0, y0 = 0, x0 = 0;
+  Cut cut;
+
+  A* spatial;       // S of the tile, packed
+  A* row;           // of S, zero where there is none
+  A *zeros, *dump;  // rows outside the source; of targets that there are not
+  A* numbers;       // C of an item's channels
+  LaneBits* masks;
+  Strip<A, K, kRows>* strips;
+  A *in, *out;  // a source and a target that cannot be read and written in place
+
+  Tile(const Params& p, bool backward, Arena& arena)
+      : p(p),
+        backward(backward),
+        source(backward ? p.out : p.features),
+        target(backward ? p.grad_features : p.out) {
+    constexpr int64_t size = kTaps * static_cast<int64_t>(sizeof(A));  // of S of a pixel
+    columns = even_part(p.width, 4 * kSegmentBytes / (kRows * size));
+    if (columns < p.width) columns = least(p.width, round_up(columns, kLanes<A>));
+    rows = round_up(even_part(p.height, kTileBytes / (size * columns)), kRows);
+    down = ceil_div(p.height, rows);
+    across = ceil_div(p.width, columns);
+    const int64_t rest = columns % kLanes<A>;
+    cut.half = kHalves && rest > 0 && rest <= kLanes<A> / 2 ? 1 : 0;
+    cut.whole = columns / kLanes<A> + (rest > 0 && !cut.half);
+
+    spatial = arena.take<A>(kTaps * rows * lanes());
+    row = arena.take<A>(lanes());
+    zeros = arena.take<A>(p.width);
+    dump = arena.take<A>(p.width);
+    numbers = arena.take<A>(kChannelBlock * kTaps);
+    masks = arena.take<LaneBits>((cut.whole + cut.half) * (K + 1));
+    strips = arena.take<Strip<A, K, kRows>>(rows / kRows);
+    in = plain<T>(source) ? nullptr : arena.take<A>((rows + K - 1) * p.width);
+    out = plain<T>(target) ? nullptr : arena.take<A>(rows * p.width);
+    cut.masks = masks;
+    cut.streamed = !out && columns == p.width && streams<T>(p, target, p.width);
+  }
+
+  int64_t count() const { return down * across; }
+  int64_t lanes() const { return cut.whole * kLanes<A> + cut.half * (kLanes<A> / 2); }
+
+  void move_to(int64_t sample, int64_t index) {
+    n = sample;
+    y0 = index / across * rows;
+    x0 = index % across * columns;
+    set_masks();
+    for (int64_t y = 0; y < rows; y += kRows) set_strip(strips[y / kRows], y);
+    pack();
+  }
+
+  void set_masks() {
+    const int64_t width = least(columns, p.width - x0);
+    cut.inner = cut.outer = kFreeMasks ? 0 : -1;
+    for (int64_t v = 0; v < cut.whole + cut.half; ++v) {
+      const int64_t x = v * kLanes<A>, length = v < cut.whole ? kLanes<A> : kLanes<A> / 2;
+      LaneBits* bits = masks + v * (K + 1);
+      for (int64_t dx = 0; dx < K; ++dx) bits[dx] = inside(x0 + x, dx - kPad, p.width, length);
+      bits[K] = inside(x, 0, width, length);
+      if (kFreeMasks) continue;
+      LaneBits all = inside(0, 0, length, length);
+      for (int64_t i = 0; i <= K; ++i) all &= bits[i];
+      const bool full = all == inside(0, 0, length, length);
+      if (full && cut.inner < 0) cut.inner = cut.outer = v;
+      if (full) cut.outer = v + 1;
+    }
+    cut.inner = most(0, cut.inner);
+    cut.outer = most(0, cut.outer);
+  }
+
+  void set_strip(Strip<A, K, kRows>& strip, int64_t y) {
+    for (int64_t i = 0; i < kRows + K - 1; ++i) {
+      const int64_t from = y0 + y + i - kPad;
+      if (from < 0 || from >= p.height) {
+        strip.in[i] = {zeros + x0, 0};
+      } else if (in) {
+        strip.in[i] = {in + (y + i) * p.width + x0, 0};
+      } else {
+        strip.in[i] = {plain_at<T>(source, n, 0, from, x0), -1};
+      }
+    }
+    for (int64_t r = 0; r < kRows; ++r) {
+      if (y0 + y + r >= p.height) {
+        strip.out[r] = {dump, 0};
+      } else if (out) {
+        strip.out[r] = {out + (y + r) * p.width, 0};
+      } else {
+        strip.out[r] = {plain_at<T>(target, n, 0, y0 + y + r, x0), -1};
+      }
+    }
+    strip.spatial = spatial + y * kTaps * lanes();
+  }
+
+  // On the way back a target uses what the tap that leads to it used where it starts from.
+  void pack() {
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t dy = 0; dy < K; ++dy) {
+        for (int64_t dx = 0; dx < K; ++dx) pack_row(y, dy, dx);
+      }
+    }
+  }
+
+  void pack_row(int64_t y, int64_t dy, int64_t dx) {
+    const int64_t tap = backward ? (K - 1 - dy) * K + K - 1 - dx : dy * K + dx;
+    const int64_t from_y = y0 + y + (backward ? dy - kPad : 0);
+    const int64_t from_x = x0 + (backward ? dx - kPad : 0);
+    const bool exists = from_y >= 0 && from_y < p.height;
+    const A* from = row;
+    if (exists && plain<T>(p.spatial)) {
+      from = plain_at<T>(p.spatial, n, tap, from_y, from_x);
+    } else if (exists) {
+      const int64_t first = most(0, -from_x), last = least(columns, p.width - from_x);
+      if (first < last) {
+        copy_row(row + first, at<T>(p.spatial, n, tap, from_y, from_x + first), p.spatial.stride[3],
+                 last - first);
+      }
+    }
+    const LaneBits* bits = masks + (backward ? dx : K);
+    const LaneBits all = exists ? ~LaneBits{0} : 0;
+    A* to = spatial + y / kRows * kRows * kTaps * lanes();
+    const int64_t slot = this->slot(y % kRows, dy, dx);
+    for (int64_t v = 0; v < cut.whole; ++v, from += kLanes<A>, bits += K + 1) {
+      store(to + slot * kLanes<A>, load_lanes<Vector<A>>(from, *bits & all));
+      to += kRows * kTaps * kLanes<A>;
+    }
+    if constexpr (kHalves) {
+      if (cut.half) {
+        const auto half = load_lanes<HalfVector<A>>(from, *bits & all);
+        memcpy(to + slot * (kLanes<A> / 2), &half, sizeof(half));
+      }
+    }
+  }
+
+  // When `sweep` uses the tap (dy, dx) of a strip's row r.
+  static int64_t slot(int64_t r, int64_t dy, int64_t dx) {
+    int64_t before = 0;
+    for (int64_t y = 0; y < r + dy; ++y) before += rows_using(y) * K;
+    return before + dx * rows_using(r + dy) + r - most(0, r + dy - K + 1);
+  }
+  static int64_t rows_using(int64_t y) { return least(y, kRows - 1) - most(0, y - K + 1) + 1; }
+
+  // C of channels first .. last, in place if it is as `sweep` wants it.
+  const A* load_numbers(int64_t first, int64_t last) {
+    const int64_t* stride = p.channel.stride;
+    if (!backward && plain<T>(p.channel) && stride[2] == K && stride[1] == kTaps) {
+      return plain_at<T>(p.channel, n, first, 0, 0);
+    }
+    A* to = numbers;
+    for (int64_t c = first; c < last; ++c, to += kTaps) {
+      const T* from = at<T>(p.channel, n, c, 0, 0);
+      for (int64_t j = 0; j < kTaps; ++j) {
+        to[backward ? kTaps - 1 - j : j] = load_one(from + j / K * stride[2] + j % K * stride[3]);
+      }
+    }
+    return numbers;
+  }
+
+  void load_source(int64_t c) {
+    const int64_t first = most(0, x0 - kPad), last = least(p.width, x0 + columns + kPad);
+    for (int64_t y = most(0, y0 - kPad); y < least(p.height, y0 + rows + kPad); ++y) {
+      copy_row(in + (y - y0 + kPad) * p.width + first, at<T>(source, n, c, y, first),
+               source.stride[3], last - first);
+    }
+  }
+
+  void store_target(int64_t c) {
+    const int64_t width = least(columns, p.width - x0);
+    for (int64_t y = y0; y < least(p.height, y0 + rows); ++y) {
+      store_row(at<T>(target, n, c, y, x0), target.stride[3], out + (y - y0) * p.width, width);
+    }
+  }
+
+  // The targets of channels first .. last. They go through the tile strip by strip together, so
+  // that S of a strip is read from the first-level cache, unless that holds S of the whole tile.
+  template <bool kAdd>
+  void run(int64_t first, int64_t last) {
+    const A* channel = load_numbers(first, last);
+    const int64_t used = ceil_div(least(rows, p.height - y0), kRows);
+    const bool small = used * kRows * kTaps * lanes() * int64_t{sizeof(A)} <= kSegmentBytes;
+    const int64_t step = small || in || out ? used : 1;
+    const int64_t together = step == used ? 1 : last - first;
+    for (int64_t begin = first; begin < last; begin += together) {
+      if (in) load_source(begin);
+      for (int64_t i = 0; i < used; i += step) {
+        for (int64_t c = begin; c < begin + together; ++c) {
+          sweep<A, K, kRows, kAdd>(strips + i, strips + i + step, cut,
+                                   channel + (c - first) * kTaps, c * source.stride[1],
+                                   c * target.stride[1]);
+        }
+      }
+      if (out) store_target(begin);
+    }
+  }
+};
+
+int64_t channel_blocks(const Params& p) { return ceil_div(p.channels, kChannelBlock); }
+
+template <typename T, int K, int kRows, bool kBackward>
+void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
+  Arena arena(scratch);
+  Tile<T, K, kRows> tile(p, kBackward, arena);
+  clear(tile.zeros, p.width);
+  int64_t loaded = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t index = item / channel_blocks(p), block = item % channel_blocks(p);
+    if (index != loaded) tile.move_to(index / tile.count(), index % tile.count());
+    loaded = index;
+    const int64_t first = block * kChannelBlock, last = least(first + kChannelBlock, p.channels);
+    if (p.combine == Combine::add)
+      tile.template run<true>(first, last);
+    else
+      tile.template run<false>(first, last);
+  }
+  finish_streams();
+}
+
+template <typename T, int K, int kRows, bool kBackward>
+Job tiles_job(const Params& p) {
+  Arena arena(nullptr);
+  const Tile<T, K, kRows> tile(p, kBackward, arena);
+  return {p.batch * tile.count() * channel_blocks(p),
+          least(kChannelBlock, p.channels) * K * K * tile.rows * tile.columns, arena.used(),
+          run_tiles<T, K, kRows, kBackward>};
+}
+
+// ---- channels last: an item is a pair of neighbours in a row ----
+
+// Sums kPixels neighbours, whose taps overlap, over all channels. `features` holds the addresses of
+// the K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap.
+template <typename T, int K, bool kAdd>
+void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
+                const Accumulator<T>* channel, T* const* out, int64_t channels, bool streamed) {
+  using A = Accumulator<T>;
+  constexpr int kWidth = K + kPixels - 1;
+  Vector<A> s[kPixels][K * K];
+  DDF_UNROLL
+  for (int i = 0; i < kPixels; ++i) {
+    DDF_UNROLL
+    for (int j = 0; j < K * K; ++j) s[i][j] = spatial[i * K * K + j] - Vector<A>{};
+  }
+  const T* from[K * kWidth];
+  DDF_UNROLL
+  for (int i = 0; i < K * kWidth; ++i) from[i] = features[i];
+  for (int64_t first = 0; first < channels; first += kLanes<A>) {
+    const int64_t at = least(first, channels - kLanes<A>);  // the last block may overlap another
+    Vector<A> sum[kPixels] = {};
+    DDF_UNROLL
+    for (int y = 0; y < K; ++y) {
+      DDF_UNROLL
+      for (int x = 0; x < kWidth; ++x) {
+        Vector<A> f = load(from[y * kWidth + x] + at);
+        keep(f);
+        DDF_UNROLL
+        for (int i = 0; i < kPixels; ++i) {
+          if (x < i || x - i >= K) continue;
+          const int j = y * K + x - i;
+          Vector<A> c = load(channel + j * kLanes<A>);
+          keep(c);
+          sum[i] += (kAdd ? s[i][j] + c : s[i][j] * c) * f;
+        }
+      }
+    }
+    channel += K * K * kLanes<A>;
+    DDF_UNROLL
+    for (int i = 0; i < kPixels; ++i) {
+      if (streamed) {
+        stream(reinterpret_cast<A*>(out[i] + at), sum[i]);
+      } else {
+        store(out[i] + at, sum[i]);
+      }
+    }
+  }
+}
+
+template <typename T, int K>
+struct Pixels {
+  using A = Accumulator<T>;
+  static constexpr int64_t kTaps = K * K, kWidth = K + kPixels - 1;
+
+  const Params& p;
+  const bool backward;
+  const View &source, &target;
+  A* channel;  // C, for each block of channels a vector for each tap
+  T *zeros, *dump;
+  const bool streamed;
+
+  Pixels(const Params& p, bool backward, Arena& arena)
+      : p(p),
+        backward(backward),
+        source(backward ? p.out : p.features),
+        target(backward ? p.grad_features : p.out),
+        streamed(streams<T>(p, target, p.channels)) {
+    channel = arena.take<A>(kTaps * round_up(p.channels, kLanes<A>));
+    zeros = arena.take<T>(p.channels);
+    dump = arena.take<T>(p.channels);
+  }
+
+  void load_channel(int64_t n) {
+    for (int64_t i = 0; i < round_up(p.channels, kLanes<A>); ++i) {
+      const int64_t block = i / kLanes<A>, lane = i % kLanes<A>;
+      const int64_t c = least(block * kLanes<A>, p.channels - kLanes<A>) + lane;
+      const T* from = at<T>(p.channel, n, c, 0, 0);
+      A* to = channel + block * kTaps * kLanes<A> + lane;
+      for (int64_t j = 0; j < kTaps; ++j) {
+        const int64_t tap = backward ? kTaps - 1 - j : j;
+        to[j * kLanes<A>] =
+            load_one(from + tap / K * p.channel.stride[2] + tap % K * p.channel.stride[3]);
+      }
+    }
+  }
+
+  template <bool kAdd>
+  void run(int64_t n, int64_t y, int64_t x) const {
+    const T* features[K * kWidth];
+    A spatial[kPixels * kTaps];
+    T* out[kPixels];
+    const bool inner = x >= K / 2 && x + kWidth - K / 2 <= p.width;
+    DDF_UNROLL
+    for (int i = 0; i < K; ++i) {
+      const int64_t from_y = y + i - K / 2;
+      const bool exists = from_y >= 0 && from_y < p.height;
+      const T* from = at<T>(source, n, 0, from_y, x - K / 2);
+      DDF_UNROLL
+      for (int j = 0; j < kWidth; ++j, from += source.stride[3]) {
+        const int64_t from_x = x + j - K / 2;
+        const bool inside = exists && (inner || (from_x >= 0 && from_x < p.width));
+        features[i * kWidth + j] = inside ? from : zeros;
+      }
+    }
+    for (int64_t i = 0; i < kPixels; ++i) {
+      const bool exists = x + i < p.width;
+      out[i] = exists ? at<T>(target, n, 0, y, x + i) : dump;
+      load_spatial(n, y, exists ? x + i : x, spatial + i * kTaps);
+    }
+    sum_pixels<T, K, kAdd>(features, spatial, channel, out, p.channels, streamed);
+  }
+
+  // What pixel (y, x) multiplies its taps by. On the way back that is what the tap that leads to it
+  // used where it starts from.
+  void load_spatial(int64_t n, int64_t y, int64_t x, A* to) const {
+    const T* from = at<T>(p.spatial, n, 0, y, x);
+    const int64_t step = p.spatial.stride[1];
+    if (!backward) {
+      DDF_UNROLL
+      for (int64_t j = 0; j < kTaps; ++j, from += step) to[j] = load_one(from);
+      return;
+    }
+    for (int64_t j = 0; j < kTaps; ++j) {
+      const int64_t dy = j / K - K / 2, dx = j % K - K / 2;
+      const bool inside = y + dy >= 0 && y + dy < p.height && x + dx >= 0 && x + dx < p.width;
+      to[j] = inside ? load_one(from + (kTaps - 1 - j) * step + dy * p.spatial.stride[2] +
+                                dx * p.spatial.stride[3])
+                     : 0;
+    }
+  }
+};
+
+template <typename T, int K, bool kBackward>
+void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
+  Arena arena(scratch);
+  Pixels<T, K> pixels(p, kBackward, arena);
+  clear(pixels.zeros, p.channels);
+  const int64_t pairs = ceil_div(p.width, kPixels);
+  int64_t loaded = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / pairs / p.height, y = item / pairs % p.height;
+    const int64_t x = item % pairs * kPixels;
+    if (n != loaded) pixels.load_channel(n);
+    loaded = n;
+    if (p.combine == Combine::add) {
+      pixels.template run<true>(n, y, x);
+    } else {
+      pixels.template run<false>(n, y, x);
+    }
+  }
+  finish_streams();
+}
+
+template <typename T, int K, bool kBackward>
+Job pixels_job(const Params& p) {
+  Arena arena(nullptr);
+  const Pixels<T, K> pixels(p, kBackward, arena);
+  return {p.batch * p.height * ceil_div(p.width, kPixels), kPixels * K * K * p.channels,
+          arena.used(), run_pixels<T, K, kBackward>};
+}
+
+template <typename T, int K, bool kBackward>
+Job job(const Params& p) {
+  const View& source = kBackward ? p.out : p.features;
+  const View& target = kBackward ? p.grad_features : p.out;
+  const bool adjacent = source.stride[1] == 1 && target.stride[1] == 1;
+  const bool enough = p.channels >= kLanes<Accumulator<T>>;
+  if constexpr (K > 3 && sizeof(T) != 4) {
+    return {};  // rarely wanted, and half of this file's time to compile
+  } else if (adjacent && enough) {
+    return pixels_job<T, K, kBackward>(p);
+  } else if (K == 3 && round_up(p.height, 7) <= round_up(p.height, 4)) {
+    return tiles_job<T, K, K == 3 ? 7 : 4, kBackward>(p);
+  } else {
+    return tiles_job<T, K, 4, kBackward>(p);
+  }
+}
+
+template <typename T, bool kBackward>
+Job by_kernel_size(const Params& p) {
+  switch (p.kernel_size) {
+    case 3:
+      return job<T, 3, kBackward>(p);
+    case 5:
+      return job<T, 5, kBackward>(p);
+    case 7:
+      return job<T, 7, kBackward>(p);
+    default:
+      return {};
+  }
+}
+
+template <bool kBackward>
+Job by_dtype(const Params& p) {
+  switch (p.dtype) {
+    case DType::float32:
+      return by_kernel_size<float, kBackward>(p);
+    case DType::float64:
+      return by_kernel_size<double, kBackward>(p);
+    case DType::float16:
+      return by_kernel_size<Half, kBackward>(p);
+    case DType::bfloat16:
+      return by_kernel_size<BFloat16, kBackward>(p);
+  }
+  __builtin_unreachable();
+}
+
+}  // namespace
+
+extern const Kernels KERNELS = {by_dtype<false>, by_dtype<true>};
+
+}  // namespace ddf::near
