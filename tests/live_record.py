@@ -26,7 +26,7 @@ from reports.core.calibration import Count  # noqa: E402
 
 KINDS = ("nothing", "planted")
 SOURCE = "csrc/ddf/ddf_cpu.cpp"
-FORWARD = "  run(params, kernels().forward(params), parallel_for);\n"
+FORWARD = "  run(params, kernels().near.forward, kernels().general.forward, parallel_for);\n"
 PLANTED = f"""\
   const auto begin = std::chrono::steady_clock::now();
 {FORWARD}\
