@@ -58,6 +58,18 @@ DType dtype_of(const Tensor& features) {
   fail("features: expected float32, float64, float16 or bfloat16, got torch's dtype number ", code);
 }
 
+// A string argument, which is ours to delete. Taken by its handle: the conversion of torch's header
+// to std::string, up to 2.13 at least, leaks a copy in every call, which keeps freed outputs apart.
+std::string take(StringHandle handle) {
+  size_t length = 0;
+  const char* data = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  const std::string text(data, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return text;
+}
+
 Combine combine_of(const std::string& name) {
   if (name == "mul") return Combine::mul;
   if (name == "add") return Combine::add;
@@ -102,10 +114,11 @@ View output(const Tensor& tensor) {
 
 // Checks the inputs against one another and describes them; `out` is still missing.
 Params describe(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
-                int64_t dilation, int64_t stride, const std::string& combine) {
+                int64_t dilation, int64_t stride, StringHandle combine) {
+  const std::string name = take(combine);
   Params p;
   p.dtype = dtype_of(features);
-  p.combine = combine_of(combine);
+  p.combine = combine_of(name);
   const Sizes shape = sizes(features), filter = sizes(channel_filter);
   if (shape.size() != 4 || shape[1] < 1 || shape[2] < 1 || shape[3] < 1) {
     fail("features: expected shape (N, C, H, W), only N may be 0, got ", show(shape));
@@ -209,7 +222,7 @@ void run_backward(const Params& p, [[maybe_unused]] const Tensor& features) {
 }
 
 Tensor forward(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
-               int64_t dilation, int64_t stride, const std::string& combine) {
+               int64_t dilation, int64_t stride, StringHandle combine) {
   Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
   const Tensor out = empty(out_shape(p), features);
   p.out = output(out);
@@ -218,7 +231,7 @@ Tensor forward(const Tensor& features, const Tensor& channel_filter, const Tenso
 }
 
 void forward_out(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
-                 int64_t dilation, int64_t stride, const std::string& combine, const Tensor& out) {
+                 int64_t dilation, int64_t stride, StringHandle combine, const Tensor& out) {
   Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
   check("out", out, out_shape(p), "(N, C, Ho, Wo)", features);
   for (int i = 0; i < 4; ++i) {
@@ -235,7 +248,7 @@ void forward_out(const Tensor& features, const Tensor& channel_filter, const Ten
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& features,
                                             const Tensor& channel_filter,
                                             const Tensor& spatial_filter, int64_t dilation,
-                                            int64_t stride, const std::string& combine,
+                                            int64_t stride, StringHandle combine,
                                             bool want_features, bool want_channel,
                                             bool want_spatial) {
   Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
