@@ -119,7 +119,8 @@ def revision(name: str, **programs: str) -> Revision:
 
 def sides(cases: dict[str, Case] = CASES, **programs: str) -> tuple[ab.Side, ab.Side]:
     plans: list[Any] = [FakePlan(cases), FakePlan(cases)]
-    return ab.Side(BASE, revision(BASE), plans[0]), ab.Side(NEW, revision(NEW, **programs), plans[1])
+    server: Any = None
+    return ab.Side(BASE, revision(BASE), plans[0], server), ab.Side(NEW, revision(NEW, **programs), plans[1], server)
 
 
 def wanted(ops: list[str] | None = None, *patterns: str) -> ab.Wanted:
@@ -226,7 +227,7 @@ def test_cases_are_named_by_parts_and_patterns() -> None:
 def test_cases_of_one_side_alone_are_told() -> None:
     fewer = dict(list(CASES.items())[1:])
     base, new = sides(ddf="another")
-    new = ab.Side(NEW, new.revision, FakePlan(fewer))  # type: ignore[arg-type]
+    new = ab.Side(NEW, new.revision, FakePlan(fewer), new.server)  # type: ignore[arg-type]
     assert ab.match(base, new, wanted()).only == {BASE: [next(iter(CASES))], NEW: []}
 
 

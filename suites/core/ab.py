@@ -38,12 +38,13 @@ from suites.core.session import Session
 BLOCK_SECONDS = 0.025
 #: How often a block that something else disturbed is taken again: each is short, and a pair is worth little without.
 RETRIES = 8
-#: Quartets of a case in a pair go on for about so many seconds, and are at least one and at most so many.
-PAIR_SECONDS, MOST_QUARTETS = 0.6, 8
+#: Quartets of a case in a pair go on for about so many seconds, and are at least one and at most so many. Processes
+#: differ by more than the quartets of one, so that time is better spent on more pairs.
+PAIR_SECONDS, MOST_QUARTETS = 0.3, 8
 #: What is measured beside the cases that differ where nothing else runs the same program on both sides.
 PLACEBO = ("dwconv", "torch")
 #: Seconds that starting a pair of servers takes, and beginning a case on one side, for forecasts alone.
-SERVERS, BEGIN = 2.5, 0.45
+SERVERS, BEGIN = 1.5, 0.2
 
 
 @dataclass
@@ -52,12 +53,14 @@ class Side:
 
     Args:
         name: `BASE` or `NEW`.
+        server: that planned it, and builds.
         slowdown: a real delay added to each timed call, as a part of its own time.
     """
 
     name: str
     revision: Revision
     plan: Plan
+    server: Server
     slowdown: float = 0.0
 
     @cached_property
@@ -176,32 +179,29 @@ def plan_sides(revisions: Sequence[Revision], request: Request, session: Session
     Raises:
         UsageError: if an op file of a revision cannot be read, or it knows nothing of what is asked for.
     """
+    servers = [session.start(revision.tree) for revision in revisions]  # both at once: each takes a second
     base, new = (
-        Side(name, revision, _plan(revision, request, session))
-        for name, revision in zip((BASE, NEW), revisions, strict=True)
+        Side(name, revision, _plan(revision, request, server), server)
+        for name, revision, server in zip((BASE, NEW), revisions, servers, strict=True)
     )
     return base, new
 
 
-def _plan(revision: Revision, request: Request, session: Session) -> Plan:
-    server = session.start(revision.tree)
+def _plan(revision: Revision, request: Request, server: Server) -> Plan:
     try:
         plan = make_plan(replace(request.selection), request.suites, server)
     except UsageError as error:
         raise UsageError(f"{error} (in {revision.label})") from None
-    finally:
-        session.stop(server)
     if plan.broken:
         raise UsageError(f"revision: {revision.label}: {plan.broken[0].reason}")
     return plan
 
 
 def build_sides(sides: tuple[Side, Side], cases: list[str], session: Session, say: Callable[[str], None]) -> None:
-    """Builds what the cases need in both revisions, each once."""
+    """Builds what the cases need in both revisions, each once, and ends the servers that planned."""
     for side in sides:
-        server = session.start(side.revision.tree)
-        build_libraries(server, side.plan.declared, [side.cases[case] for case in cases], False, say)
-        session.stop(server)
+        build_libraries(side.server, side.plan.declared, [side.cases[case] for case in cases], False, say)
+        session.stop(side.server)
 
 
 def fits(case: str, pattern: str) -> bool:
