@@ -1,8 +1,9 @@
 """What `ab` finds, live: comparisons of commits whose difference is known, one after the other, in random order.
 
-`python tests/live_record.py FILE N` makes a scratch clone with two commits after the present one: `nothing` changes a
+`python tests/live_record.py FILE N [OPTION ...]` makes a scratch clone with two commits after the present one: `nothing` changes a
 comment in the sources of the native operator, `planted` slows its forward pass by 5 % at 56 x 56 and 112 x 112. Then N
-times each it runs `ab` of either against the present commit, and appends what it said to FILE, a JSON object a line.
+times each it runs `ab` of either against the present commit, with the options (`--processes 7`), and appends what it
+said to FILE, a JSON object a line.
 Without N it sums a FILE up.
 """
 
@@ -63,11 +64,11 @@ def scratch_clone(folder: Path) -> None:
     git(folder, "checkout", "-q", "base")
 
 
-def compare(folder: Path, kind: str, limit: str, *options: str) -> dict[str, Any]:
+def compare(folder: Path, kind: str, *options: str) -> dict[str, Any]:
     """One comparison, and all that it said."""
     with tempfile.TemporaryDirectory() as output:
         began, load = time.monotonic(), os.getloadavg()[0]
-        command = ["runner.py", "ab", "base", kind, *CASES, "--limit", limit, *options]
+        command = ["runner.py", "ab", "base", kind, *CASES, *options]
         done = subprocess.run(
             [sys.executable, *command, "--output", output], cwd=folder, capture_output=True, text=True, check=False
         )
@@ -114,15 +115,15 @@ def summary(lines: list[dict[str, Any]]) -> str:
 def main(arguments: list[str]) -> int:
     file = Path(arguments[0])
     count = int(arguments[1]) if len(arguments) > 1 else 0
-    limit = arguments[2] if len(arguments) > 2 else "36"
+    options = tuple(arguments[2:]) or ("--processes", "7")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "clone"
         if count:
             scratch_clone(folder)
             for kind in KINDS:  # built beforehand
-                compare(folder, kind, "1", "--processes", "1")
+                compare(folder, kind, "--processes", "1")
         for number, kind in enumerate(random.sample(KINDS * count, 2 * count), 1):
-            line = compare(folder, kind, limit)
+            line = compare(folder, kind, *options)
             with file.open("a") as kept:
                 kept.write(json.dumps(line, separators=(",", ":")) + "\n")
             words = ", ".join(f"{v['verdict']} {v.get('ratio') or 0:.3f}" for v in line["verdicts"])

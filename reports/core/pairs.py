@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import mean, median
+from statistics import median
 
 import numpy as np
 
@@ -61,21 +61,21 @@ def decided(comparison: Comparison) -> bool:
 
 
 def log_ratios(records: Iterable[Record]) -> dict[Hypothesis, dict[int, float]]:
-    """By case and metric, for each pair the log of new over base: the median over its quartets.
+    """By case and metric, for each pair the log of new over base, each side's time being its samples' lower quartile.
 
-    A block's time is the lower quartile of its samples, since what other programs add is never negative. A side's time
-    in a quartet is the geometric mean of its two blocks', from which a steady drift cancels. Blocks that something else
-    disturbed as a whole, and which were taken again, count only in a pair that has no quartet without any.
+    What other programs add to a call is never negative and falls on some calls alone, so that lower quartiles of one
+    pair agree with those of another much better than medians, let alone medians of single quartets. Blocks that
+    something else disturbed as a whole, and which were taken again, count only where a side has no others.
     """
-    values: dict[Hypothesis, dict[int, dict[int, dict[str, list[Block]]]]] = {}
+    blocks: dict[Hypothesis, dict[int, dict[str, list[Block]]]] = {}
     for record in records:
         if record.status == "ok":
             for block in record.samples:
-                pair = values.setdefault((case_of(record), block.metric), {}).setdefault(block.process, {})
-                pair.setdefault(block.round, {BASE: [], NEW: []})[record.axes[SIDE]].append(block)
+                pairs = blocks.setdefault((case_of(record), block.metric), {})
+                pairs.setdefault(block.process, {BASE: [], NEW: []})[record.axes[SIDE]].append(block)
     return {
-        hypothesis: {number: found for number, pair in pairs.items() if (found := _log_ratio(pair)) is not None}
-        for hypothesis, pairs in values.items()
+        hypothesis: {n: _time(pair[NEW]) - _time(pair[BASE]) for n, pair in pairs.items() if pair[NEW] and pair[BASE]}
+        for hypothesis, pairs in blocks.items()
     }
 
 
@@ -84,21 +84,10 @@ def case_of(record: Record) -> str:
     return record.case.removesuffix(f":{PAIR}={record.axes[PAIR]}:{SIDE}={record.axes[SIDE]}")
 
 
-def _log_ratio(pair: dict[int, dict[str, list[Block]]]) -> float | None:
-    calm = {
-        number: {side: [block for block in blocks if not block.disturbed] for side, blocks in sides.items()}
-        for number, sides in pair.items()
-    }
-    for some in (calm, pair):
-        quartets = [_time(sides[NEW]) - _time(sides[BASE]) for sides in some.values() if sides[NEW] and sides[BASE]]
-        if quartets:
-            return median(quartets)
-    return None
-
-
 def _time(blocks: list[Block]) -> float:
-    """The log of the geometric mean of the blocks' lower quartiles."""
-    return mean(math.log(float(np.quantile(block.values, 0.25))) for block in blocks)
+    """The log of the lower quartile of the blocks' samples."""
+    calm = [block for block in blocks if not block.disturbed] or blocks
+    return math.log(float(np.quantile([value for block in calm for value in block.values], 0.25)))
 
 
 def _verdicts(

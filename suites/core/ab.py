@@ -1,9 +1,8 @@
 """Two revisions measured in one run: in pairs of fresh processes whose blocks alternate, so that drift hits both alike.
 
 A pair is one process of each side for every case, from a server of each side's own. Within a pair blocks are taken in
-quartets, base new new base or new base base new as chance has it: a steady drift cancels within a quartet, and the
-median over quartets passes over one that something else disturbed. Pairs are what the test counts, see
-`reports.core.pairs`.
+quartets, base new new base or new base base new as chance has it, so that a drift moves both alike. Pairs are what the
+test counts, see `reports.core.pairs`.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ BLOCK_SECONDS = 0.025
 RETRIES = 8
 #: Quartets of a case in a pair go on for about so many seconds, and are at least one and at most so many. Processes
 #: differ by more than the quartets of one, so that time is better spent on more pairs.
-PAIR_SECONDS, MOST_QUARTETS = 0.3, 8
+PAIR_SECONDS, MOST_QUARTETS = 0.25, 8
 #: What is measured beside the cases that differ where nothing else runs the same program on both sides.
 PLACEBO = ("dwconv", "torch")
 #: Seconds that starting a pair of servers takes, and beginning a case on one side, for forecasts alone.
