@@ -1,9 +1,9 @@
 """What `ab` finds, live: comparisons of commits whose difference is known, one after the other, in random order.
 
-`python tests/live_record.py FILE N [OPTION ...]` makes a scratch clone with two commits after the present one: `nothing` changes a
-comment in the sources of the native operator, `planted` slows its forward pass by 5 % at 56 x 56 and 112 x 112. Then N
-times each it runs `ab` of either against the present commit, with the options (`--processes 7`), and appends what it
-said to FILE, a JSON object a line.
+`python tests/live_record.py FILE N [OPTION ...]` makes a scratch clone with two commits after the present one:
+`nothing` changes a comment in the sources of the native operator, `planted` slows its forward pass by 5 % at 56 x 56
+and 112 x 112. Then N times each it runs `ab` of either against the present commit, with the options (`--processes 7`),
+and appends what it said to FILE, a JSON object a line.
 Without N it sums a FILE up.
 """
 
