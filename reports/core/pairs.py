@@ -23,6 +23,9 @@ BASE, NEW = "base", "new"
 #: and even the first has pairs enough to decide at its part.
 LOOKS = (8, 12, 16, 20)
 
+#: Of a side's samples in a pair: what its time is taken to be.
+QUANTILE = 0.1
+
 Hypothesis = tuple[str, str]
 
 
@@ -61,11 +64,12 @@ def decided(comparison: Comparison) -> bool:
 
 
 def log_ratios(records: Iterable[Record]) -> dict[Hypothesis, dict[int, float]]:
-    """By case and metric, for each pair the log of new over base, each side's time being its samples' lower quartile.
+    """By case and metric, for each pair the log of new over base, each side's time being its samples' lowest decile.
 
-    What other programs add to a call is never negative and falls on some calls alone, so that lower quartiles of one
-    pair agree with those of another much better than medians, let alone medians of single quartets. Blocks that
-    something else disturbed as a whole, and which were taken again, count only where a side has no others.
+    What other programs add to a call is never negative and falls on some calls alone, so that the lowest deciles of
+    pairs agree with one another much better than medians, let alone medians of single quartets (docs/comparing.md). It
+    is a quantile of all calls of a side: a change that spares a tenth of the calls is not seen. Blocks that something
+    else disturbed as a whole, and which were taken again, count only where a side has no others.
     """
     blocks: dict[Hypothesis, dict[int, dict[str, list[Block]]]] = {}
     for record in records:
@@ -85,9 +89,9 @@ def case_of(record: Record) -> str:
 
 
 def _time(blocks: list[Block]) -> float:
-    """The log of the lower quartile of the blocks' samples."""
+    """The log of the lowest decile of the blocks' samples."""
     calm = [block for block in blocks if not block.disturbed] or blocks
-    return math.log(float(np.quantile([value for block in calm for value in block.values], 0.25)))
+    return math.log(float(np.quantile([value for block in calm for value in block.values], QUANTILE)))
 
 
 def _verdicts(

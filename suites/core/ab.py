@@ -37,9 +37,8 @@ from suites.core.session import Session
 BLOCK_SECONDS = 0.025
 #: How often a block that something else disturbed is taken again: each is short, and a pair is worth little without.
 RETRIES = 8
-#: Quartets of a case in a pair go on for about so many seconds, and are at least one and at most so many. Processes
-#: differ by more than the quartets of one, so that time is better spent on more pairs.
-PAIR_SECONDS, MOST_QUARTETS = 0.25, 8
+#: Quartets of a case in a pair go on for about so many seconds, and are at least one and at most so many.
+PAIR_SECONDS, MOST_QUARTETS = 0.5, 8
 #: What is measured beside the cases that differ where nothing else runs the same program on both sides.
 PLACEBO = ("dwconv", "torch")
 #: Seconds that starting a pair of servers takes, and beginning a case on one side, for forecasts alone.
