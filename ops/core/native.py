@@ -6,6 +6,7 @@ adds the fake kernels that torch.compile and torch.export trace with, autograd, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def apply(
     if _may_be_traced() or (torch.is_grad_enabled() and _wants_gradient(features, channel_filter, spatial_filter)):
         return forward(features, channel_filter, spatial_filter, dilation, stride, combine)
     # autograd would do the same after 4 us in Python, as long as a 7 x 7 plane takes
-    with torch._C._AutoDispatchBelowAutograd():
+    with _below_autograd():
         return forward(features, channel_filter, spatial_filter, dilation, stride, combine)
 
 
@@ -81,7 +82,12 @@ def _wants_gradient(features: Tensor, channel_filter: Tensor, spatial_filter: Te
 
 
 def _may_be_traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return torch.compiler.is_compiling() or _tracing_state() is not None
+
+
+# Private names, so guarded: a torch without them goes through autograd in Python, or tells of no trace.
+_below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext)
+_tracing_state: Any = getattr(torch._C, "_get_tracing_state", lambda: None)
 
 
 @functools.cache
