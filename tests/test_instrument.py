@@ -143,10 +143,31 @@ def test_a_core_that_is_shared_shows_as_context_switches_and_waiting() -> None:
 def test_readings_are_what_was_added_during_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = iter([SimpleNamespace(ru_minflt=100, ru_nivcsw=7), SimpleNamespace(ru_minflt=106, ru_nivcsw=12)])
     fake = SimpleNamespace(getrusage=lambda who: next(counted), RUSAGE_SELF=resource.RUSAGE_SELF)
+    clock = WallClock(lambda: time.sleep(0.01), nothing)
     monkeypatch.setattr(clocks, "resource", fake)
-    samples = WallClock(lambda: time.sleep(0.01), nothing).block(0.015)
+    samples = clock.block(0.015)
     assert 0 <= samples.readings.pop("core_wait") < 1
     assert samples.readings == {"page_faults": 6 / len(samples.values), "context_switches": 5}
+
+
+@pytest.mark.parametrize(("faulting", "calls"), [(0, 5), (20, 25), (10**9, 60)])
+def test_the_first_warm_up_ends_when_calls_fault_no_more_pages_in(
+    monkeypatch: pytest.MonkeyPatch, faulting: int, calls: int
+) -> None:
+    """Calls of 10 ms, of which the first ones fault; those that always do are given up."""
+    now, made, faults = 0.0, 0, 0
+
+    def call() -> None:
+        nonlocal now, made, faults
+        now, made, faults = now + 0.01, made + 1, faults + 100 * (made < faulting)
+
+    fake = SimpleNamespace(getrusage=lambda who: SimpleNamespace(ru_minflt=faults), RUSAGE_SELF=resource.RUSAGE_SELF)
+    monkeypatch.setattr(clocks, "resource", fake)
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(clocks, "FIRST_WARM_UP", 0.01)
+    monkeypatch.setattr(clocks, "LONGEST_WARM_UP", 0.6)
+    assert clocks.first_warm_up(call, nothing) == pytest.approx(0.01)
+    assert made == pytest.approx(calls, abs=1)
 
 
 def test_a_steady_heap_faults_no_pages() -> None:
