@@ -1,7 +1,7 @@
 """What paired measurements say: `ab` writes them, this module decides, from records alone.
 
-A record of such a run is one side of one case in one pair; it has two further axes, `pair` and `side`. The samples of the
-two sides were taken side by side, in a few processes each (see `suites.core.ab`).
+A record of such a run is one side of one case in one pair; it has two further axes, `pair` and `side`. The samples of
+the two sides were taken side by side, in a few processes each (see `suites.core.ab`).
 """
 
 from __future__ import annotations

@@ -359,7 +359,12 @@ class Pairs:
                 self.session.stop(server)
 
     def _fork(
-        self, case: str, outcomes: Mapping[str, Outcome], process: int, servers: Mapping[str, Server], order: random.Random
+        self,
+        case: str,
+        outcomes: Mapping[str, Outcome],
+        process: int,
+        servers: Mapping[str, Server],
+        order: random.Random,
     ) -> None:
         """One process of each side, and the quartets of their blocks."""
         taker = Taker(self.selection, self.began)

@@ -70,9 +70,9 @@ def warm_up(call: Call, synchronize: Call, seconds: float) -> float:
 def first_warm_up(call: Call, synchronize: Call) -> float:
     """Warms up until the heap has settled, see below; returns the seconds of the last call.
 
-    Results of the first dozen calls often come to lie in fresh pages, as glibc's aligned allocations leave gaps that the
-    next one does not fit into; each such call takes up to ten times as long. It is over when some calls in a row fault
-    nothing in. With malloc's default thresholds it never is.
+    Results of the first dozen calls often come to lie in fresh pages, as glibc's aligned allocations leave gaps that
+    the next one does not fit into; each such call takes up to ten times as long. It is over when some calls in a row
+    fault nothing in. With malloc's default thresholds it never is.
     """
     begin, calm = time.perf_counter(), 0
     seconds = warm_up(call, synchronize, FIRST_WARM_UP)
