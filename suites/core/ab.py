@@ -1,8 +1,8 @@
-"""Two revisions measured in one run: in pairs of fresh processes whose blocks alternate, so that drift hits both alike.
+"""Two revisions measured in one run: in fresh processes whose blocks alternate, so that drift hits both alike.
 
-A pair is one process of each side for every case, from a server of each side's own. Within a pair blocks are taken in
-quartets, base new new base or new base base new as chance has it, so that a drift moves both alike. Pairs are what the
-test counts, see `reports.core.pairs`.
+A pair is a server of each side's own and, for every case, a few processes of each, two at a time. Their blocks are
+taken in quartets, base new new base or new base base new as chance has it. Pairs are what the test counts, see
+`reports.core.pairs`.
 """
 
 from __future__ import annotations
