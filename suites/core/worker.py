@@ -14,10 +14,8 @@ Requests (`do`):
 
 from __future__ import annotations
 
-import ctypes
 import json
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,11 +24,8 @@ from typing import Any
 from ops import Op, Skip, load
 from reports import Json
 from suites import Case, suites
+from suites.core import heap
 from suites.core.clocks import Clock
-
-#: glibc's mallopt parameters, see `man mallopt`.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-HUGE = 2**31 - 1
 
 
 class Worker:
@@ -143,22 +138,10 @@ def prepare_process(process: Mapping[str, Any]) -> None:
     import torch
 
     if process["malloc"] == "steady":
-        steady_heap()
+        heap.keep_pages()
     torch.set_num_threads(process["threads"])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(process["tf32"])
     torch.backends.cudnn.benchmark = True
-
-
-def steady_heap() -> None:
-    """Keeps freed pages: no allocation by mmap, no trimming (glibc; elsewhere nothing happens).
-
-    Otherwise page faults, which depend on what the process did before, are most of what is measured on a CPU.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, HUGE)
 
 
 def declaration(op: Op, file: str) -> Json:
