@@ -26,7 +26,7 @@ SHORTEST_SAMPLE = 100e-6
 #: milliseconds, on cores that this one wants.
 WARM_UP = 0.006
 #: Seconds that the first warm-up lasts at least, and at most while calls still fault pages in.
-FIRST_WARM_UP, LONGEST_WARM_UP = 0.03, 0.3
+FIRST_WARM_UP, LONGEST_WARM_UP = 0.015, 0.3
 #: The heap has settled when so many calls in a row fault in less than so many bytes.
 CALM_CALLS, FEW_BYTES = 4, 2**15
 #: How many times what a call faults in is given to the heap to spare.

@@ -14,7 +14,7 @@ import torch
 from reports import Json
 from suites.core.allocations import Allocations, trace
 from suites.core.clocks import Call, Clock, ColdClock, WallClock, typical_seconds
-from suites.core.machine import available_memory, bind_threads, cpu_name, last_level_cache
+from suites.core.machine import available_memory, cpu_name, last_level_cache
 
 
 class Device(Protocol):
@@ -63,7 +63,6 @@ class Cpu:
     def __init__(self) -> None:
         self.torch = torch.device("cpu")
         self.cache = last_level_cache()
-        self._bound = False
 
     def describe(self) -> Json:
         return {
@@ -80,8 +79,6 @@ class Cpu:
         return None  # the operating system tells how busy they are, see `suites.core.findings`
 
     def clocks(self, call: Call) -> Mapping[str, Callable[[], Clock]]:
-        torch.zeros(2**20).add_(1)  # enough for every thread to be started
-        self._bound = bind_threads(torch.get_num_threads())
         return {
             "latency_wall": lambda: WallClock(call, lambda: None),
             "latency_cold": lambda: ColdClock(call, self._flush()),
@@ -103,7 +100,7 @@ class Cpu:
         return trace(call)  # the first call allocates no more than any other: tests hold it
 
     def settings(self) -> Json:
-        return {"threads": torch.get_num_threads(), "bound": self._bound}
+        return {"threads": torch.get_num_threads()}
 
     def _flush(self) -> Call:
         # Twice the cache, read and written, leaves nothing of what was there.

@@ -50,7 +50,7 @@ def bind_threads(count: int) -> bool:
         Whether they are bound.
     """
     threads = sorted(map(int, os.listdir("/proc/self/task"))) if sys.platform == "linux" else []
-    places = _places(affinity())
+    places = _places(affinity(), count)
     if not len(places) / 2 < count <= min(len(places), len(threads)) or count == 1:
         return False
     for thread, place in zip(threads[:count], places, strict=False):
@@ -58,13 +58,13 @@ def bind_threads(count: int) -> bool:
     return True
 
 
-def _places(processors: Sequence[int]) -> list[set[int]]:
-    """The processors by core: those that share one are one place."""
-    places: dict[str, set[int]] = {}
+def _places(processors: Sequence[int], count: int) -> list[set[int]]:
+    """What one thread is bound to: a core with all its processors, or one of them where threads are more than cores."""
+    cores: dict[str, set[int]] = {}
     for number in processors:
         siblings = read(Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")) or str(number)
-        places.setdefault(siblings, set()).add(number)
-    return list(places.values())
+        cores.setdefault(siblings, set()).add(number)
+    return list(cores.values()) if count <= len(cores) else [{number} for number in processors]
 
 
 def describe_project(root: Path) -> Json:
