@@ -28,7 +28,7 @@ namespace {
 constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
 constexpr int64_t kSumBytes = 64 << 10;      // of grad_S of an item
-constexpr int64_t kReducedChannels = 8;      // of an item of grad_C: they share a segment
+constexpr int64_t kReducedChannels = 16;     // of an item of grad_C: they share a segment
 constexpr int64_t kBlock = 16;               // channels between a load and a store of grad_S
 constexpr int64_t kItems = 16;               // of grad_S in a plane that has the rows for it
 
@@ -54,6 +54,48 @@ struct Row {
   const A* data;
   int64_t step;
 };
+
+// Rows become columns: in log2(lanes) steps, each of which swaps the off-diagonal blocks of twice
+// its size.
+template <typename A>
+inline void transpose(Vector<A>* rows) {
+  using Index = Words;  // of a lane of two vectors
+  static_assert(sizeof(A) == 4, "an index is as wide as an element");
+  DDF_UNROLL
+  for (int size = 1; size < kLanes<A>; size *= 2) {
+    Index low = {}, high = {};
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) {
+      low[i] = static_cast<uint32_t>(i & size ? i - size + kLanes<A> : i);
+      high[i] = static_cast<uint32_t>(i & size ? i + kLanes<A> : i + size);
+    }
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) {
+      if (i & size) continue;
+      const Vector<A> a = rows[i], b = rows[i + size];
+      rows[i] = shuffle<A>(a, b, low);
+      rows[i + size] = shuffle<A>(a, b, high);
+    }
+  }
+}
+
+// Copies `count` pixels of kLanes adjacent channels, `step` elements apart, to a row for each
+// channel, `pitch` elements apart.
+template <typename A>
+void copy_pixels(A* to, int64_t pitch, const A* from, int64_t step, int64_t count) {
+  int64_t x = 0;
+  for (; x + kLanes<A> <= count; x += kLanes<A>) {
+    Vector<A> block[kLanes<A>];
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) block[i] = load(from + (x + i) * step);
+    transpose<A>(block);
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) store(to + i * pitch + x, block[i]);
+  }
+  for (; x < count; ++x) {
+    for (int i = 0; i < kLanes<A>; ++i) to[i * pitch + x] = from[x * step + i];
+  }
+}
 
 // The planes of a block of channels, read in place, or copied where elements are not adjacent or
 // have 16 bits.
@@ -82,7 +124,17 @@ struct Planes {
     x0 = x;
     if (!copy) return;
     const int64_t left = most(0, x - pad), right = least(p.width, x + columns + pad);
-    for (int64_t c = 0; c < channels; ++c) {
+    int64_t c = 0;
+    if constexpr (sizeof(T) == 4) {
+      for (; view.stride[1] == 1 && c + kLanes<A> <= channels; c += kLanes<A>) {
+        for (int64_t i = most(0, pad - y); i < least(rows, p.height + pad - y); ++i) {
+          copy_pixels<A>(copy + (c * rows + i) * p.width + left, rows * p.width,
+                         at<T>(view, n, first + c, y + i - pad, left), view.stride[3],
+                         right - left);
+        }
+      }
+    }
+    for (; c < channels; ++c) {
       for (int64_t i = most(0, pad - y); i < least(rows, p.height + pad - y); ++i) {
         copy_row(copy + (c * rows + i) * p.width + left,
                  at<T>(view, n, first + c, y + i - pad, left), view.stride[3], right - left);
