@@ -14,7 +14,7 @@
 // where a row of pixels has sums of its own, of which 18 are registers of 16 lanes at k = 3.
 //
 //   grad_C   an item is a block of channels: one thread sums a channel's plane. S is packed in the
-//            order of its use and stays in the first-level cache while eight channels pass.
+//            order of its use and stays in the first-level cache while they pass.
 //   grad_S   an item is a few rows: one thread sums their channels, a block of them at a time.
 //
 // Each sum is taken in an order that the shape alone decides, so that the same bits come out for
