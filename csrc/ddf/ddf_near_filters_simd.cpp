@@ -676,7 +676,7 @@ struct Spatial {
   }
 };
 
-// Rare types and sizes are left to the general kernels: they would double the time to compile.
+// Rare types and sizes are left to the general kernels, which saves time to compile.
 template <typename Gradient>
 Job choose(const Params& p) {
   if (p.dtype == DType::float32) {

@@ -17,8 +17,7 @@
 namespace ddf::near {
 namespace {
 
-// An x86 without AVX2 is older than 2013: it has the kernels for k = 3 alone, which saves a fifth
-// of the time to compile.
+// An x86 without AVX2 is rare: it has the kernels for k = 3 alone, which saves time to compile.
 #if defined(__x86_64__) && !defined(__AVX2__)
 constexpr int kLargestKernel = 3;
 #else
