@@ -504,9 +504,9 @@ CUDA_ON_CPU_UNSEEN inline void copy_bulk(void* to, const void* from, unsigned by
   need_aligned(to, 16, "the destination of a bulk copy");
   need_aligned(from, 16, "the source of a bulk copy");
   if (bytes % 16) fail("a bulk copy is not of whole 16 bytes");
-  if (observer) observer->arrives(state);
   bulk_copies.push_back(begin_copy(to, from, bytes, bytes, __builtin_return_address(0)));
   bulk_copies.back().arrivals = state;
+  if (observer) observer->arrives(state);
 }
 
 inline void land_a_bulk_copy() {

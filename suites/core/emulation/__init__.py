@@ -1,0 +1,320 @@
+"""CUDA kernels run on the CPU: checked, and their memory traffic counted, without a GPU.
+
+`cuda_on_cpu.h` lets the C++ compiler compile .cu files as they are; `checker.cpp` looks at each of their accesses. Both
+say what they do and what they cannot see.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ops.core import build
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["CSRC", "KINDS", "Checked", "EmulationError", "Race", "Site", "Traffic", "compile_kernels", "missing"]
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+CSRC = ROOT / "csrc"
+HEADER, CHECKER = HERE / "cuda_on_cpu.h", HERE / "checker.cpp"
+
+#: Ways to build kernels. plain: as they are. address: the address and undefined-behaviour sanitizers, which end the
+#: process, and lines counted for gcov; the process needs libasan loaded first. checked: with `checker.cpp`.
+KINDS: dict[str, tuple[str, ...]] = {
+    "plain": ("-O1",),
+    "address": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--coverage"),
+    "checked": ("-O1", "-fsanitize=thread"),
+}
+
+#: Device code reads memory as other types than it was written as.
+FLAGS = ("-std=c++17", "-g1", "-fPIC", "-w", "-fno-strict-aliasing")
+CHECKER_FLAGS = ("-std=c++20", "-O2", "-fPIC", "-w", "-fvisibility=hidden")
+
+
+class EmulationError(RuntimeError):
+    """Kernels cannot be built or run on the CPU; the text says why."""
+
+
+# ------------------------------------------------------------------------------------------------------------- building
+
+
+def missing() -> str | None:
+    """What this machine lacks to run CUDA kernels on its CPU, or None."""
+    if shutil.which("g++") is None:
+        return "no g++"
+    return None if build.find_nvcc() else "no nvcc, and with it no CUDA headers"
+
+
+def compile_kernels(sources: Sequence[Path], kind: str, csrc: Path = CSRC, cache: Path | None = None) -> Path:
+    """The library of these .cu files for the CPU, built unless one of the same content is there.
+
+    Args:
+        sources: files below `csrc` or anywhere else.
+        kind: one of KINDS.
+        csrc: where headers are looked for.
+        cache: the directory of builds; by default `.build` in the checkout.
+
+    Raises:
+        EmulationError: if something is missing or the compiler fails; the text is the compiler's.
+    """
+    lacking = missing()
+    if lacking:
+        raise EmulationError(lacking)
+    cache = cache or ROOT / ".build"
+    cache.mkdir(parents=True, exist_ok=True)
+    checker = _once(cache, "checker", [CHECKER, HEADER], _compile_checker) if kind == "checked" else None
+    headers = sorted(h for h in csrc.rglob("*") if h.suffix in (".h", ".cuh"))
+
+    def make(work: Path) -> None:
+        _compile(sources, kind, csrc, checker, work)
+
+    return _once(cache, kind, [*sources, *headers, HEADER, *([CHECKER] if checker else [])], make) / "library.so"
+
+
+def _once(cache: Path, name: str, inputs: Sequence[Path], make: Callable[[Path], None]) -> Path:
+    """The directory that `make` fills, named after the content of all inputs, made unless it is there."""
+    digest = hashlib.sha256(repr((name, KINDS, FLAGS, CHECKER_FLAGS, _cuda_headers())).encode())
+    for path in (*inputs, Path(__file__)):
+        digest.update(f"\0{path}\0".encode() + path.read_bytes())
+    compiler = Path(str(shutil.which("g++"))).resolve().stat()
+    digest.update(f"{compiler.st_size} {compiler.st_mtime_ns}".encode())
+    target = cache / f"emulated-{name}-{digest.hexdigest()[:16]}"
+    with (cache / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            work = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=cache))
+            try:
+                make(work)
+                work.rename(target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+@functools.cache
+def _cuda_headers() -> tuple[str, ...]:
+    """Options that put CUDA's headers on the path, as nvcc puts them."""
+    command = [str(build.find_nvcc()), "--dryrun", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
+    line = next((line for line in said if "INCLUDES=" in line), "")
+    return tuple(option.replace("-I", "-isystem", 1) for option in line.partition("=")[2].replace('"', "").split())
+
+
+def _compile_checker(work: Path) -> None:
+    _run(["g++", *CHECKER_FLAGS, *_cuda_headers(), "-c", str(CHECKER), "-o", str(work / "checker.o")])
+
+
+def _compile(sources: Sequence[Path], kind: str, csrc: Path, checker: Path | None, work: Path) -> None:
+    flags = [*FLAGS, *KINDS[kind], *_cuda_headers(), "-x", "c++", "-include", str(HEADER)]
+    objects = [checker / "checker.o"] if checker else []
+    for i, source in enumerate(sources):
+        folder = csrc
+        if checker:
+            folder = work / "csrc"
+            source = _unrolled(csrc, source, folder)
+        objects.append(work / f"{i}-{source.stem}.o")
+        _run(["g++", *flags, "-I", str(folder), "-c", str(source), "-o", str(objects[-1])])
+    # The checker's functions stand in for the thread sanitizer's, whose library is not linked.
+    linked = [flag for flag in KINDS[kind] if flag != "-fsanitize=thread"]
+    _run(["g++", "-shared", *linked, *map(str, objects), "-o", str(work / "library.so")])
+
+
+def _unrolled(csrc: Path, source: Path, to: Path) -> Path:
+    """Copies the sources, with `#pragma unroll` in g++'s words, line for line: each access of an unrolled loop then has
+    a place in the code of its own, as on the GPU, and by it the accesses of lanes are matched. Returns the copy of
+    `source`."""
+    inside = source.is_relative_to(csrc)
+    copies = {path: to / path.relative_to(csrc) for path in csrc.rglob("*") if path.suffix in (".h", ".cu", ".cuh")}
+    copies[source] = to / (source.relative_to(csrc) if inside else source.name)
+    for path, copy in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(re.sub(r"#pragma unroll\b(?! *\d)", "#pragma GCC unroll 128", path.read_text()))
+    return copies[source]
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise EmulationError(f"the compiler failed:\n{chr(10).join(words[:12])}")
+    return done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------- checking
+
+
+@dataclass(frozen=True)
+class Race:
+    """Accesses that nothing orders.
+
+    Args:
+        kernel: its name, with template arguments.
+        between: `warp`, `block` or `blocks`: threads of one warp, of one block, of several.
+        memory: `shared`, or the name of a buffer.
+        places: file:line of both, ordered.
+        count: how often, in steps of two bytes.
+    """
+
+    kernel: str
+    between: str
+    memory: str
+    places: tuple[str, str]
+    count: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """One access in the code, with what all warps asked there.
+
+    Args:
+        units: sectors of 32 bytes in global memory, wavefronts in shared memory.
+        least: of these, what the same bytes take when they lie side by side.
+    """
+
+    kernel: str
+    place: str
+    memory: str
+    direction: str
+    requests: int
+    units: int
+    least: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One direction of one buffer, in one kernel; sectors are 32 bytes.
+
+    Args:
+        requested: sectors that all requests of warps asked for together.
+        least: what these requests would ask for with their bytes side by side.
+        fetched: sectors that each block touched, summed over blocks.
+        touched: sectors that any block touched.
+    """
+
+    kernel: str
+    buffer: str
+    direction: str
+    requests: int
+    requested: int
+    least: int
+    fetched: int
+    touched: int
+
+
+class Checked:
+    """What `checker.cpp` saw of the kernels of a library that were run since `watch` began.
+
+    Args:
+        library: the path of a build of kind `checked`.
+    """
+
+    def __init__(self, library: Path) -> None:
+        self.path = library
+        self.library = ctypes.CDLL(str(library))
+        self.library.checker_report.restype = ctypes.c_char_p
+        self._seen: dict[str, list[dict[str, Any]]] = {"launches": [], "races": []}
+        self._bytes: dict[str, int] = {}
+        self._symbols: dict[int, str] = {}
+        self._places: dict[int, str] = {}
+
+    @contextmanager
+    def watch(self, buffers: Mapping[str, Tensor]) -> Iterator[None]:
+        """Looks at accesses to shared memory and to these tensors while the kernels that are called inside run."""
+        self.library.checker_reset()
+        for name, tensor in buffers.items():
+            if tensor.numel():
+                last = sum((s - 1) * d for s, d in zip(tensor.shape, tensor.stride(), strict=True))
+                span = (last + 1) * tensor.element_size()
+                begin = ctypes.c_void_p(tensor.data_ptr())
+                self.library.checker_buffer(name.encode(), begin, ctypes.c_size_t(span))
+        self._bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in buffers.items()}
+        yield
+        self._seen = json.loads(self.library.checker_report())
+
+    def races(self) -> list[Race]:
+        """Races, the worst first."""
+        counts: Counter[tuple[str, str, str, tuple[str, str]]] = Counter()
+        for race in self._seen["races"]:
+            first, second = sorted(self._place(site) for site in race["sites"])
+            counts[self._kernel(race["kernel"]), race["between"], race["memory"], (first, second)] += race["count"]
+        return [Race(*key, count) for key, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+    def sites(self) -> list[Site]:
+        """Every access in the code, by kernel and place."""
+        counts: dict[tuple[str, str, str, str], Counter[str]] = {}
+        for kernel, launch in self._launches():
+            for s in launch["sites"]:
+                key = (kernel, self._place(s["site"]), s["memory"], s["direction"])
+                counts.setdefault(key, Counter()).update({n: s[n] for n in ("requests", "units", "least")})
+        return [Site(*key, c["requests"], c["units"], c["least"]) for key, c in sorted(counts.items())]
+
+    def traffic(self) -> list[Traffic]:
+        """Global memory, by kernel, buffer and direction."""
+        names = ("requests", "sectors", "least_sectors", "block_sectors", "touched_sectors")
+        counts: dict[tuple[str, str, str], Counter[str]] = {}
+        for kernel, launch in self._launches():
+            for t in launch["traffic"]:
+                key = (kernel, t["buffer"], t["direction"])
+                counts.setdefault(key, Counter()).update({n: t[n] for n in names})
+        return [Traffic(*key, *(c[n] for n in names)) for key, c in sorted(counts.items())]
+
+    def over_floor(self) -> dict[tuple[str, str], float]:
+        """By kernel and buffer: the bytes of all sectors that blocks touched, each block its own, over the bytes of the
+        buffer, which have to be touched once."""
+        told: Counter[tuple[str, str]] = Counter()
+        for t in self.traffic():
+            told[t.kernel, t.buffer] += t.fetched * 32
+        return {key: total / self._bytes[key[1]] for key, total in told.items()}
+
+    def shared(self) -> dict[str, dict[str, int]]:
+        """By kernel: requests to shared memory, their wavefronts and least wavefronts, and reads (in steps of two
+        bytes) of what nothing had written; bytes of a block's arrays."""
+        told: dict[str, Counter[str]] = {}
+        for kernel, launch in self._launches():
+            told.setdefault(kernel, Counter()).update(launch["shared"])
+            told[kernel]["bytes"] = max(told[kernel]["bytes"], launch["shared_bytes"])
+        return {kernel: dict(counts) for kernel, counts in sorted(told.items())}
+
+    def _launches(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for launch in self._seen["launches"]:
+            yield self._kernel(launch["kernel"]), launch
+
+    def _kernel(self, address: int) -> str:
+        """`forward_kernel<float, false>` at an address."""
+        if not self._symbols:
+            lines = _run(["nm", "-C", "--defined-only", str(self.path)]).splitlines()
+            self._symbols = {int(a, 16): _short(name) for a, _, name in (line.split(" ", 2) for line in lines)}
+        return self._symbols[address]
+
+    def _place(self, address: int) -> str:
+        """Where an access stands in the source, `a.cu:9`, or `b.cuh:3 < a.cu:9` for one in an inlined function; helpers
+        of the emulation and of device.cuh are left out."""
+        if address not in self._places:
+            said = _run(["addr2line", "-i", "-e", str(self.path), hex(address)]).splitlines()
+            lines = [Path(line.partition(" ")[0]).name for line in said]
+            own = [line for line in lines if not line.startswith(("device.cuh:", HEADER.name))]
+            self._places[address] = " < ".join(own or lines)
+        return self._places[address]
+
+
+def _short(name: str) -> str:
+    """A function's name without its return type, namespaces and parameters."""
+    name = re.sub(r"\(anonymous namespace\)::|\b\w+::|^void ", "", name)
+    return name.rpartition("(")[0] or name

@@ -1,0 +1,121 @@
+"""The DDF operator's CUDA kernels, called with tensors of the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import CSRC, EmulationError, compile_kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SOURCES", "Kernels", "Params", "View"]
+
+SOURCES = tuple(sorted((CSRC / "ddf").rglob("*.cu")))
+
+DTYPES = ("torch.float32", "torch.float64", "torch.float16", "torch.bfloat16")
+
+
+class View(ctypes.Structure):
+    """As in csrc/ddf/ddf.h."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 4))
+
+    @classmethod
+    def of(cls, tensor: Tensor | None) -> View:
+        return cls() if tensor is None else cls(tensor.data_ptr(), (ctypes.c_int64 * 4)(*tensor.stride()))
+
+
+class Params(ctypes.Structure):
+    """As in csrc/ddf/ddf.h."""
+
+    _fields_ = (
+        ("dtype", ctypes.c_int),
+        ("combine", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "out_height", "out_width")),
+        *((name, ctypes.c_int64) for name in ("kernel_size", "stride", "dilation")),
+        *((name, View) for name in ("features", "channel", "spatial", "out")),
+        *((name, View) for name in ("grad_features", "grad_channel", "grad_spatial")),
+    )
+
+
+class Kernels:
+    """The operator's kernels in one library.
+
+    Args:
+        kind: how they are built, one of `emulation.KINDS`.
+        path: the library, if it is built already.
+    """
+
+    def __init__(self, kind: str, path: Path | None = None) -> None:
+        self.path = path or compile_kernels(SOURCES, kind)
+        self.library = ctypes.CDLL(str(self.path))
+        self._error_string = self.library._ZN3ddf17cuda_error_stringEi
+        self._error_string.restype = ctypes.c_char_p
+
+    def seed(self, seed: int) -> None:
+        """Begins the order of threads, blocks and copies anew."""
+        self.library.cuda_on_cpu_seed(ctypes.c_uint(seed))
+
+    def pretend(self, capability: int) -> None:
+        """Has kernels find a GPU of this compute capability, as 90."""
+        self.library.cuda_on_cpu_capability(capability)
+
+    def forward(
+        self,
+        features: Tensor,
+        channel: Tensor,
+        spatial: Tensor,
+        out: Tensor,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        combine: str = "mul",
+        entry: str = "cuda_forward",
+    ) -> None:
+        """Computes `out`.
+
+        Args:
+            entry: the function of csrc/ddf/ddf.h that launches the kernels.
+
+        Raises:
+            EmulationError: if a launch fails; the text is the emulation's.
+        """
+        self._call(entry, self._params(features, channel, spatial, out, stride, dilation, combine))
+
+    def backward(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        channel: Tensor,
+        spatial: Tensor,
+        gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        combine: str = "mul",
+    ) -> None:
+        """Computes the gradients of features, channel and spatial filter that are wanted; raises as `forward`."""
+        p = self._params(features, channel, spatial, grad, stride, dilation, combine)
+        p.grad_features, p.grad_channel, p.grad_spatial = map(View.of, gradients)
+        self._call("cuda_backward", p)
+
+    def _params(
+        self, features: Tensor, channel: Tensor, spatial: Tensor, out: Tensor, stride: int, dilation: int, combine: str
+    ) -> Params:
+        p = Params()
+        p.dtype = DTYPES.index(str(features.dtype))
+        p.combine = ("mul", "add").index(combine)
+        p.batch, p.channels, p.height, p.width = features.shape
+        p.out_height, p.out_width = out.shape[2:]
+        p.kernel_size, p.stride, p.dilation = channel.shape[2], stride, dilation
+        p.features, p.channel, p.spatial, p.out = map(View.of, (features, channel, spatial, out))
+        return p
+
+    def _call(self, entry: str, params: Params) -> None:
+        function = getattr(self.library, f"_ZN3ddf{len(entry)}{entry}ERKNS_6ParamsEiPv")
+        error = function(ctypes.byref(params), 0, None)
+        if error:
+            raise EmulationError(self._error_string(error).decode())
