@@ -175,6 +175,7 @@ template <bool kRight>
 __global__ void whole_mask(Arrays a) {
   float sum = a.in[threadIdx.x];
   if (kRight || threadIdx.x % 32 < 16) sum += __shfl_xor_sync(~0u, sum, 1);
+  __syncthreads();
   a.out[threadIdx.x] = sum;
 }
 
@@ -216,7 +217,7 @@ __global__ void awaited_bulk_copy(Arrays a) {
       full[stage].arrive_expecting(sizeof(tile[0]));
       ddf::copy_bulk(tile[stage], a.in + round * kThreads, sizeof(tile[0]), &full[stage]);
     }
-    full[stage].wait(kRight ? round / 2 % 2 : 1);
+    if (kRight || threadIdx.x == 0) full[stage].wait(round / 2 % 2);
     sum += tile[stage][kThreads - 1 - threadIdx.x];
     __syncthreads();
   }

@@ -84,16 +84,15 @@ struct Traffic {
 
 struct SiteCounts {
   uint64_t requests = 0, units = 0, least = 0;  // sectors, or wavefronts in shared memory
-  bool shared = false, write = false;
 };
 
 struct Launch {
   const void* kernel;
   dim3 grid, block;
-  size_t dynamic_bytes, shared_bytes = 0;
+  size_t shared_bytes = 0;
   uint64_t shared_requests = 0, wavefronts = 0, least_wavefronts = 0, unset_reads = 0;
-  std::map<std::pair<int, bool>, Traffic> traffic;  // by buffer and whether written
-  std::map<uint32_t, SiteCounts> sites;
+  std::map<std::pair<int, bool>, Traffic> traffic;               // by buffer and whether written
+  std::map<std::tuple<uint32_t, bool, bool>, SiteCounts> sites;  // by place, shared, written
 };
 
 struct Race {
@@ -125,7 +124,10 @@ class Checker : public cuda_on_cpu::Observer {
   }
 
   void launch_begins(const void* kernel) override {
-    launches.push_back({kernel, gridDim, blockDim, cuda_on_cpu::dynamic_bytes});
+    launches.emplace_back();
+    launches.back().kernel = kernel;
+    launches.back().grid = gridDim;
+    launches.back().block = blockDim;
     first_block_ = block_ + 1;
     released_.clear();
   }
@@ -197,6 +199,10 @@ class Checker : public cuda_on_cpu::Observer {
     see(static_cast<const char*>(address), size, write, false, from);
   }
 
+  void lands(const void* address, size_t size, const void* from) override {
+    see(static_cast<const char*>(address), size, true, false, from, false);
+  }
+
   void atomic(const void* address, size_t size, const void* from) override {
     see(static_cast<const char*>(address), size, true, true, from);
     std::set<uint32_t>& released = released_[address];
@@ -204,7 +210,8 @@ class Checker : public cuda_on_cpu::Observer {
     acquired_.insert(released.begin(), released.end());
   }
 
-  void see(const char* address, size_t size, bool write, bool atomic, const void* from) {
+  void see(const char* address, size_t size, bool write, bool atomic, const void* from,
+           bool counted = true) {
     if (running == cuda_on_cpu::kNobody) return;
     const char* const stack = cuda_on_cpu::fibers[running].stack.get();
     if (address >= stack && address < stack + cuda_on_cpu::kStack) return;
@@ -212,7 +219,8 @@ class Checker : public cuda_on_cpu::Observer {
       SharedRegion& region = shared_[i];
       if (address < region.begin || address >= region.begin + region.bytes) continue;
       const size_t offset = address - region.begin;
-      const uint32_t site = note(-1 - int(i), offset, size, write, from);
+      const uint32_t site = site_number(from);
+      if (counted) note(-1 - int(i), offset, size, write, site);
       for (size_t c = offset / kGranule; c * kGranule < offset + size; ++c) {
         if (c < region.cells.size()) check(region.cells[c], mark(site, atomic), write);
       }
@@ -223,7 +231,8 @@ class Checker : public cuda_on_cpu::Observer {
       if (address < buffer.begin || address >= buffer.begin + buffer.bytes) continue;
       const size_t offset = address - buffer.begin;
       const size_t lead = reinterpret_cast<uintptr_t>(buffer.begin) % kSector;
-      const uint32_t site = note(int(i), offset + lead, size, write, from);
+      const uint32_t site = site_number(from);
+      if (counted) note(int(i), offset + lead, size, write, site);
       for (size_t c = offset / kGranule; c * kGranule < offset + size; ++c) {
         if (c < buffer.cells.size()) check(buffer, buffer.cells[c], mark(site, atomic), write);
       }
@@ -259,11 +268,9 @@ class Checker : public cuda_on_cpu::Observer {
     return {block_, clocks_[running][running], site, uint16_t(running), atomic};
   }
 
-  uint32_t note(int region, uint64_t offset, size_t size, bool write, const void* from) {
-    const uint32_t site = site_number(from);
+  void note(int region, uint64_t offset, size_t size, bool write, uint32_t site) {
     events_.push_back({running / 32, site, lane_epochs_[running], running % 32, 0, region,
                        uint32_t(size), write, offset});
-    return site;
   }
 
   // ----------------------------------------------------------------------------------- races
@@ -346,12 +353,10 @@ class Checker : public cuda_on_cpu::Observer {
   }
 
   void count(const Event& event, uint64_t units, uint64_t least) {
-    SiteCounts& site = launches.back().sites[event.site];
+    SiteCounts& site = launches.back().sites[{event.site, event.region < 0, event.write}];
     ++site.requests;
     site.units += units;
     site.least += least;
-    site.shared = event.region < 0;
-    site.write |= event.write;
   }
 
   void count_global(size_t begin, size_t end, std::unordered_set<uint64_t>& touched) {
@@ -466,10 +471,11 @@ void tell(Json& json, const Launch& launch) {
     json.field("touched_sectors", traffic.touched.size()).close('}');
   }
   json.close(']').key("sites").open('[');
-  for (const auto& [site, counts] : launch.sites) {
+  for (const auto& [key, counts] : launch.sites) {
+    const auto [site, shared, write] = key;
     json.open('{').field("site", offset_in_library(site_addresses[site], true));
-    json.text_field("memory", counts.shared ? "shared" : "global");
-    json.text_field("direction", counts.write ? "write" : "read");
+    json.text_field("memory", shared ? "shared" : "global");
+    json.text_field("direction", write ? "write" : "read");
     json.field("requests", counts.requests).field("units", counts.units);
     json.field("least", counts.least).close('}');
   }

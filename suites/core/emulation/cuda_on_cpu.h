@@ -80,6 +80,7 @@ struct Observer {
   virtual void block_barrier() {}
   virtual void warp_barrier(unsigned /*first thread of the warp*/, unsigned /*mask*/) {}
   virtual void access(const void*, size_t, bool /*write*/, const void* /*from where*/) {}
+  virtual void lands(const void*, size_t, const void* /*from where*/) {}  // of a copy: seen before
   virtual void atomic(const void*, size_t, const void* /*from where*/) {}
   virtual void fence() {}
   virtual void arrives(const void* /*arrivals*/) {}
@@ -441,7 +442,7 @@ CUDA_ON_CPU_UNSEEN inline void copies_wait(size_t newest) {
   while (me.groups.size() > newest + 1) {
     for (const Copy& copy : me.groups.front()) {
       land(copy);
-      if (observer) observer->access(copy.to, copy.bytes.size(), true, __builtin_return_address(0));
+      if (observer) observer->lands(copy.to, copy.bytes.size(), __builtin_return_address(0));
     }
     me.groups.erase(me.groups.begin());
   }
@@ -483,7 +484,7 @@ CUDA_ON_CPU_UNSEEN inline void arrivals_arrive(uint64_t* state, unsigned bytes) 
   settle_mbarrier(state, b);
 }
 
-inline bool phase_over(const uint64_t* state, unsigned parity) {
+CUDA_ON_CPU_UNSEEN inline bool phase_over(const uint64_t* state, unsigned parity) {
   Mbarrier b;
   std::memcpy(&b, state, sizeof b);
   return (b.phase & 1) != int(parity & 1);
