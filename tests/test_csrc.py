@@ -1,21 +1,15 @@
-"""The C++ and CUDA sources: they compile without a warning, for every architecture; the CUDA kernels are run on the
-CPU; the CPU kernels are run under sanitizers and with the vectors of lesser machines."""
+"""The C++ and CUDA sources: they compile without a warning, for every architecture;
+the CPU kernels are run under sanitizers and with the vectors of lesser machines."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from ddf_by_taps import Settings
-from test_native import FAR_LAYOUTS, Case, channels_last, contiguous, cropped, sliced, transposed
-from torch import Tensor
 
 from ops.core import build
 
@@ -69,119 +63,6 @@ def test_a_library_with_cuda_kernels_loads_beside_this_torch(tmp_path: Path) -> 
         "print(torch.ops.ddf.forward(ones, ones, torch.ones(1, 9, 3, 3), 1, 1, 'mul')[0, 0, 1, 1].item())"
     )
     assert run([sys.executable, "-c", code, str(tmp_path)]) == "9.0\n"
-
-
-# ----------------------------------------------------------------------------------------- CUDA kernels, run on the CPU
-
-
-class View(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 4)]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> View:
-        return cls(tensor.data_ptr(), (ctypes.c_int64 * 4)(*tensor.stride()))
-
-
-class Params(ctypes.Structure):
-    """As in csrc/ddf/ddf.h."""
-
-    _fields_ = [
-        ("dtype", ctypes.c_int),
-        ("combine", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in ("batch", "channels", "height", "width", "out_height", "out_width")),
-        *((name, ctypes.c_int64) for name in ("kernel_size", "stride", "dilation")),
-        *((name, View) for name in ("features", "channel", "spatial", "out")),
-        *((name, View) for name in ("grad_features", "grad_channel", "grad_spatial")),
-    ]
-
-
-class OnCpu(Case):
-    """A case that the CUDA kernels compute, on the CPU."""
-
-    library: ctypes.CDLL
-
-    def params(self, out: Tensor) -> Params:
-        features, channel, spatial, _ = self.tensors
-        p = Params()
-        p.dtype = (torch.float32, torch.float64, torch.float16, torch.bfloat16).index(features.dtype)
-        p.combine = ("mul", "add").index(self.settings.combine)
-        p.batch, p.channels, p.height, p.width = features.shape
-        p.out_height, p.out_width = out.shape[2:]
-        p.kernel_size, p.stride, p.dilation = channel.shape[2], self.settings.stride, self.settings.dilation
-        p.features, p.channel, p.spatial, p.out = map(View.of, (features, channel, spatial, out))
-        return p
-
-    def forward(self) -> Tensor:
-        out = torch.full_like(self.tensors[3], torch.nan)
-        assert self.library.forward(ctypes.byref(self.params(out)), 0, None) == 0
-        return out
-
-    def backward(self, wanted: tuple[bool, bool, bool] = (True, True, True)) -> tuple[Tensor, ...]:
-        gradients = tuple(torch.full_like(t, torch.nan) for t in self.tensors[:3])
-        p = self.params(self.tensors[3])
-        p.grad_features, p.grad_channel, p.grad_spatial = map(View.of, gradients)
-        assert self.library.backward(ctypes.byref(p), 0, None) == 0
-        return gradients
-
-
-@pytest.fixture(scope="module")
-def cuda_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> type[OnCpu]:
-    """`ddf_cuda.cu` compiled by the C++ compiler, with the CUDA headers and a header that stands for the GPU."""
-    if NVCC is None:
-        pytest.skip("no nvcc, and with it no CUDA headers")
-    said = subprocess.run(
-        [NVCC, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
-    ).stderr.splitlines()
-    includes = next(line for line in said if "INCLUDES=" in line).partition("=")[2].replace('"', "").split()
-    library = tmp_path_factory.mktemp("cuda_on_cpu") / "library.so"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", *includes, "-Icsrc", "-x", "c++"]
-    run(["g++", *flags, "-include", "suites/core/emulation/cuda_on_cpu.h", "csrc/ddf/ddf_cuda.cu", "-o", str(library)])
-    loaded = ctypes.CDLL(str(library))
-    loaded.forward = loaded._ZN3ddf12cuda_forwardERKNS_6ParamsEiPv
-    loaded.backward = loaded._ZN3ddf13cuda_backwardERKNS_6ParamsEiPv
-    return type("OnThisCpu", (OnCpu,), {"library": loaded})
-
-
-@pytest.mark.parametrize("layout", [contiguous, channels_last, sliced, cropped, transposed])
-@pytest.mark.parametrize(
-    ("dtype", "combine"),
-    [
-        (torch.float32, "mul"),
-        (torch.float32, "add"),
-        (torch.float64, "mul"),
-        (torch.float16, "add"),
-        (torch.bfloat16, "mul"),
-    ],
-)
-@pytest.mark.parametrize(("k", "stride", "dilation"), [(1, 1, 1), (3, 1, 1), (3, 2, 1), (3, 3, 4), (5, 2, 2)])
-def test_cuda_kernels_on_the_cpu(
-    cuda_on_cpu: type[OnCpu],
-    k: int,
-    stride: int,
-    dilation: int,
-    dtype: torch.dtype,
-    combine: str,
-    layout: Callable[[Tensor], Tensor],
-) -> None:
-    case = cuda_on_cpu((2, 9, 5, 6), k, Settings(stride, dilation, combine), dtype, (layout,) * 4)
-    case.check_forward()
-    case.check_backward()
-
-
-@pytest.mark.parametrize("layouts", FAR_LAYOUTS)
-def test_cuda_kernels_reach_beyond_32_bits(
-    cuda_on_cpu: type[OnCpu], layouts: tuple[Callable[[Tensor], Tensor], ...]
-) -> None:
-    case = cuda_on_cpu((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
-    case.check_forward()
-    case.check_backward()
-
-
-@pytest.mark.parametrize("special", [(torch.nan,), (torch.inf, -torch.inf)])
-def test_cuda_kernels_pass_on_what_is_not_finite(cuda_on_cpu: type[OnCpu], special: tuple[float, ...]) -> None:
-    case = cuda_on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32, special=special)
-    case.check_forward()
-    case.check_backward()
 
 
 # ------------------------------------------------------------------------------------- CPU kernels, built in other ways

@@ -1,0 +1,313 @@
+"""The operator's CUDA kernels, run on the CPU: values and gradients against float64 loops, plain and under sanitizers,
+every line of every kernel; races, and bytes against the floor."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from ddf_by_taps import Settings
+from test_native import FAR_LAYOUTS, LAYOUTS, Case, Gradients, channels_last, contiguous
+from torch import Tensor
+
+from suites.core import emulation
+from suites.core.emulation.operator_kernels import SOURCES, Kernels
+
+pytestmark = pytest.mark.skipif(emulation.missing() is not None, reason=str(emulation.missing()))
+
+#: How the kernels are built whose values are tested; a run of these tests under sanitizers sets it.
+KIND = os.environ.get("DDF_EMULATED", "plain")
+
+Layout = Callable[[Tensor], Tensor]
+
+
+class OnCpu(Case):
+    """A case that the CUDA kernels compute, on the CPU, into outputs full of nan."""
+
+    kernels: Kernels
+
+    @property
+    def options(self) -> dict[str, Any]:
+        s = self.settings
+        return {"stride": s.stride, "dilation": s.dilation, "combine": s.combine}
+
+    def forward(self) -> Tensor:
+        features, channel, spatial, out = self.tensors
+        out = torch.full_like(out, torch.nan)
+        self.kernels.forward(features, channel, spatial, out, **self.options)
+        return out
+
+    def backward(self, wanted: tuple[bool, bool, bool] = (True, True, True)) -> Gradients:
+        gradients = tuple(torch.full_like(t, torch.nan) for t in self.tensors[:3])
+        asked = tuple(g if w else None for g, w in zip(gradients, wanted, strict=True))
+        features, channel, spatial, grad = self.tensors
+        self.kernels.backward(grad, features, channel, spatial, asked, **self.options)
+        return gradients
+
+
+def on(kernels: Kernels) -> type[OnCpu]:
+    return type("OnThisCpu", (OnCpu,), {"kernels": kernels})
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> type[OnCpu]:
+    return on(Kernels(KIND))
+
+
+def misaligned(t: Tensor) -> Tensor:
+    """Contiguous, but beginning at an odd element of its memory, in the middle of nan."""
+    room = t.new_full((t.numel() + 9,), torch.nan)
+    return room[3:-6].view(t.shape).copy_(t)
+
+
+def padded_rows(t: Tensor) -> Tensor:
+    """Rows that begin at whole 16 bytes, and end before."""
+    n, c, h, w = t.shape
+    return t.new_full((n, c, h, w // 8 * 8 + 8), torch.nan)[..., :w].copy_(t)
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, misaligned, padded_rows])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("k", "stride", "dilation", "combine"),
+    [
+        (1, 1, 1, "mul"),
+        (3, 1, 1, "mul"),
+        (3, 1, 1, "add"),
+        (3, 2, 1, "mul"),
+        (3, 3, 4, "add"),
+        (5, 1, 1, "add"),
+        (5, 2, 2, "mul"),
+        (7, 1, 1, "mul"),
+        (7, 2, 1, "add"),
+        (9, 1, 1, "mul"),
+    ],
+)
+def test_values_and_gradients(
+    on_cpu: type[OnCpu], k: int, stride: int, dilation: int, combine: str, dtype: torch.dtype, layout: Layout
+) -> None:
+    case = on_cpu((2, 9, 5, 6), k, Settings(stride, dilation, combine), dtype, (layout,) * 4)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 8, 14, 14),
+        (3, 4, 7, 7),
+        (1, 33, 7, 8),  # a warp of channels and one more
+        (1, 5, 3, 65),  # rows that end one pixel after two warps
+        (1, 2, 33, 40),
+        (1, 70, 1, 1),
+        (2, 1, 40, 1),
+        (1, 3, 17, 63),
+    ],
+)
+def test_tails(on_cpu: type[OnCpu], shape: tuple[int, int, int, int], dtype: torch.dtype, layout: Layout) -> None:
+    for settings in (Settings(), Settings(stride=2, combine="add")):
+        case = on_cpu(shape, 3, settings, dtype, (layout,) * 4)
+        case.check_forward()
+        case.check_backward()
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("other", [channels_last, misaligned])
+def test_layouts_that_differ(on_cpu: type[OnCpu], other: Layout, which: int) -> None:
+    """Of features, channel filter, spatial filter and output, one is laid out in another way."""
+    layouts = tuple(other if i == which else contiguous for i in range(4))
+    case = on_cpu((2, 8, 8, 16), 3, Settings(), torch.float32, layouts)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.parametrize("layouts", FAR_LAYOUTS)
+@pytest.mark.skipif(KIND == "address", reason="the sanitizer's shadow of so much memory")
+def test_offsets_beyond_32_bits(on_cpu: type[OnCpu], layouts: tuple[Layout, ...]) -> None:
+    case = on_cpu((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("special", [(torch.nan,), (torch.inf, -torch.inf)])
+def test_what_is_not_finite_is_passed_on(on_cpu: type[OnCpu], special: tuple[float, ...], layout: Layout) -> None:
+    case = on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32, (layout,) * 4, special=special)
+    case.check_forward()
+    case.check_backward()
+
+
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_same_bits_in_every_order(on_cpu: type[OnCpu], combine: str) -> None:
+    case = on_cpu((2, 9, 9, 12), 3, Settings(combine=combine), torch.float32)
+    results = []
+    for seed in range(10):
+        case.kernels.seed(seed)
+        results.append((case.forward(), *case.backward()))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_gradients_that_are_not_wanted_are_left_alone(on_cpu: type[OnCpu]) -> None:
+    case = on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32)
+    for wanted in ((True, False, False), (False, True, False), (False, False, True)):
+        assert [not g.isnan().any() for g in case.backward(wanted)] == list(wanted)
+
+
+# ------------------------------------------------------------------------------------------------ sanitizers, coverage
+
+
+def kernel_names() -> set[str]:
+    """Of all functions in csrc that run on the GPU and are launched."""
+    texts = [path.read_text() for path in (emulation.CSRC / "ddf").rglob("*.cu*")]
+    found = {n for text in texts for n in re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", text)}
+    assert len(found) == sum(text.count("__global__") for text in texts)
+    return found
+
+
+def executed_lines(counts: Path, objects: Path) -> dict[tuple[str, int], int]:
+    """How often each line of the kernels ran, those of what is inlined into them included."""
+    names = {f"{len(name)}{name}" for name in kernel_names()}  # as they stand in a mangled name
+    lines: dict[tuple[str, int], int] = {}
+    for notes in objects.glob("*.gcno"):
+        shutil.copy(notes, counts)
+        command = ["gcov", "--json-format", "--stdout", notes.stem + ".gcda"]
+        told = subprocess.run(command, cwd=counts, capture_output=True, text=True, check=True).stdout
+        for file in json.loads(told)["files"]:
+            path = Path(file["file"])
+            if path.suffix not in (".cu", ".cuh") or path.name == "device.cuh":
+                continue
+            for line in file["lines"]:
+                if any(name in line.get("function_name", "") for name in names):
+                    key = (path.name, line["line_number"])
+                    lines[key] = lines.get(key, 0) + line["count"]
+    return lines
+
+
+def test_values_under_sanitizers_with_every_line_of_every_kernel(tmp_path: Path) -> None:
+    """The tests above, in a process with the address and undefined-behaviour sanitizers."""
+    sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not Path(sanitizer.stdout.strip()).is_absolute():
+        pytest.skip("no address sanitizer for g++")
+    library = emulation.compile_kernels(SOURCES, "address")
+    environment = {
+        **os.environ,
+        "DDF_EMULATED": "address",
+        "LD_PRELOAD": sanitizer.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "GCOV_PREFIX": str(tmp_path),
+        "GCOV_PREFIX_STRIP": "99",
+    }
+    # nothing captured: a sanitizer ends the process at once, and its words would go with it
+    options = ["-q", "-x", "-n0", "--capture=no", "-p", "no:cacheprovider", "-k", "not sanitizers and not checker"]
+    command = [sys.executable, "-m", "pytest", *options, __file__]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    lines = executed_lines(tmp_path, library.parent)
+    assert {path for path, _ in lines} >= {source.name for source in SOURCES}
+    assert not sorted(place for place, count in lines.items() if count == 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- checker
+
+
+@pytest.fixture(scope="module")
+def checked() -> tuple[type[OnCpu], emulation.Checked]:
+    kernels = Kernels("checked")
+    return on(kernels), emulation.Checked(kernels.path)
+
+
+def look(case: OnCpu, checker: emulation.Checked) -> None:
+    """Runs all kernels of a case under the checker, and shows that it changes no value."""
+    features, channel, spatial, grad = case.tensors
+    gradients = tuple(torch.full_like(t, torch.nan) for t in (features, channel, spatial))
+    out = torch.full_like(grad, torch.nan)
+    names = ("features", "channel", "spatial", "grad", "out", "grad_features", "grad_channel", "grad_spatial")
+    with checker.watch(dict(zip(names, (*case.tensors, out, *gradients), strict=True))):
+        case.kernels.forward(features, channel, spatial, out, **case.options)
+        case.kernels.backward(grad, features, channel, spatial, gradients, **case.options)
+    assert not any(t.isnan().any() for t in (out, *gradients))
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last, misaligned])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "k", "settings"),
+    [
+        ((2, 9, 9, 10), 3, Settings()),
+        ((1, 9, 9, 10), 3, Settings(stride=2, combine="add")),
+        ((1, 8, 14, 14), 5, Settings()),
+        ((1, 3, 7, 7), 7, Settings()),
+        ((1, 5, 9, 33), 1, Settings()),
+    ],
+)
+def test_checker_finds_no_race(
+    checked: tuple[type[OnCpu], emulation.Checked],
+    shape: tuple[int, int, int, int],
+    k: int,
+    settings: Settings,
+    dtype: torch.dtype,
+    layout: Layout,
+) -> None:
+    on_cpu, checker = checked
+    look(on_cpu(shape, k, settings, dtype, (layout,) * 4), checker)
+    assert not checker.races()
+    assert all(s["unset_reads"] == 0 for s in checker.shared().values())
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+def test_checker_counts_do_not_depend_on_the_order(
+    checked: tuple[type[OnCpu], emulation.Checked], layout: Layout
+) -> None:
+    on_cpu, checker = checked
+    case = on_cpu((2, 9, 9, 10), 3, Settings(), torch.float32, (layout,) * 4)
+    counts = []
+    for seed in range(5):
+        case.kernels.seed(seed)
+        look(case, checker)
+        counts.append(([asdict(t) for t in checker.traffic()], checker.shared()))
+    assert all(c == counts[0] for c in counts)
+
+
+def test_checker_sees_outputs_written_once(checked: tuple[type[OnCpu], emulation.Checked]) -> None:
+    """Blocks share no sector of the output where rows are whole sectors, and every sector is written."""
+    on_cpu, checker = checked
+    look(on_cpu((1, 16, 16, 32), 3, Settings(), torch.float32), checker)
+    written = [t for t in checker.traffic() if t.direction == "write"]
+    assert {t.buffer for t in written} == {"out", "grad_features", "grad_channel", "grad_spatial"}
+    out = next(t for t in written if t.buffer == "out")
+    assert out.requested == out.least == out.fetched == out.touched == 16 * 16 * 32 * 4 // 32
+
+
+def test_checker_finds_the_race_where_the_kernels_lack_their_barriers(tmp_path: Path) -> None:
+    """All __syncthreads taken out of the sources: every kernel that shares memory now races."""
+    csrc = tmp_path / "csrc"
+    shutil.copytree(emulation.CSRC / "ddf", csrc / "ddf")
+    for path in csrc.rglob("*.cu*"):
+        path.write_text(path.read_text().replace("__syncthreads();", ";"))
+    sources = [csrc / source.relative_to(emulation.CSRC) for source in SOURCES]
+    path = emulation.compile_kernels(sources, "checked", csrc=csrc, cache=tmp_path)
+    checker = emulation.Checked(path)
+    case = on(Kernels("checked", path))((2, 9, 9, 10), 3, Settings(), torch.float32)
+    features, channel, spatial, grad = case.tensors
+    gradients = tuple(torch.full_like(t, torch.nan) for t in case.tensors[:3])
+    with checker.watch({"features": features}):
+        case.kernels.forward(features, channel, spatial, torch.empty_like(grad), **case.options)
+        case.kernels.backward(grad, features, channel, spatial, gradients, **case.options)
+    sharing = {kernel for kernel, counts in checker.shared().items() if counts["requests"]}
+    assert sharing == {race.kernel for race in checker.races() if race.memory == "shared"} != set()
