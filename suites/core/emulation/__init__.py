@@ -92,7 +92,7 @@ def _once(cache: Path, name: str, inputs: Sequence[Path], make: Callable[[Path],
     """The directory that `make` fills, named after the content of all inputs, made unless it is there."""
     digest = hashlib.sha256(repr((name, KINDS, FLAGS, CHECKER_FLAGS, _cuda_headers())).encode())
     for path in (*inputs, Path(__file__)):
-        digest.update(f"\0{path}\0".encode() + path.read_bytes())
+        digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     compiler = Path(str(shutil.which("g++"))).resolve().stat()
     digest.update(f"{compiler.st_size} {compiler.st_mtime_ns}".encode())
     target = cache / f"emulated-{name}-{digest.hexdigest()[:16]}"

@@ -101,9 +101,9 @@ struct Copy {
 
 // A thread of the block; its stack lives on from block to block.
 struct Fiber {
-  ucontext_t start;
-  void* here[5];
+  std::unique_ptr<ucontext_t> start;
   std::unique_ptr<char[]> stack;
+  void* here[5];
   void* fake_stack = nullptr;  // the address sanitizer's
   bool started = false;
   State state = State::done;
@@ -127,11 +127,14 @@ inline void* scheduler[5];
 inline void* scheduler_fake_stack = nullptr;
 inline const void* scheduler_stack = nullptr;
 inline size_t scheduler_stack_size = 0;
-inline unsigned running = kNobody;  // index of the thread
+inline unsigned running = kNobody;   // index of the thread
+inline size_t alive = 0;             // threads of the block that have not returned
+inline size_t at_block_barrier = 0;  // of these
 inline const std::function<void()>* kernel = nullptr;
 inline std::string fault;
 inline std::mt19937 random_order(1);
 inline int capability = 90;
+inline bool block_barriers = true, warp_barriers = true;  // else they do nothing, as if left out
 inline std::vector<Copy> bulk_copies;
 
 struct SharedArray {
@@ -170,7 +173,7 @@ __attribute__((noinline, no_sanitize("address", "thread"))) inline void enter(Fi
   if (__builtin_setjmp(scheduler) == 0) {
     if (fiber.started) jump(fiber.here);
     fiber.started = true;
-    setcontext(&fiber.start);
+    setcontext(fiber.start.get());
   }
 }
 
@@ -224,17 +227,17 @@ inline void resume(unsigned thread) {
 // Lets the threads go that wait in the block's barrier, if it is complete; threads that have
 // returned count as there.
 inline void settle_block() {
+  if (at_block_barrier < alive || !alive) return;
+  at_block_barrier = 0;
   int line = 0;
   for (const Fiber& f : fibers) {
     if (f.state == State::done) continue;
-    if (f.state != State::at_block_barrier) return;
     if (line && f.line != line) {
       fail("__syncthreads is reached at line " + std::to_string(line) + " by some threads and at " +
            std::to_string(f.line) + " by others");
     }
     line = f.line;
   }
-  if (!line) return;
   uint64_t any = 0, all = 1, count = 0;
   for (const Fiber& f : fibers) {
     if (f.state == State::done) continue;
@@ -288,6 +291,7 @@ inline uint64_t meet_in_block(uint64_t given, int line) {
   me.given = given;
   me.line = line;
   me.state = State::at_block_barrier;
+  ++at_block_barrier;
   settle_block();
   pause(me.state);
   return me.taken;
@@ -539,6 +543,7 @@ inline void live() {
     (*kernel)();
     Fiber& me = fibers[running];
     me.state = State::done;
+    --alive;
     settle_block();
     for (unsigned i = running - lane(); i < fibers.size() && i < running - lane() + 32; ++i) {
       if (fibers[i].state == State::at_warp) settle_warp(running - lane(), fibers[i].mask);
@@ -553,12 +558,15 @@ inline void make_fibers(dim3 block) {
     fibers = std::vector<Fiber>(count);
     for (Fiber& fiber : fibers) {
       fiber.stack.reset(new char[kStack]);
-      getcontext(&fiber.start);
-      fiber.start.uc_stack.ss_sp = fiber.stack.get();
-      fiber.start.uc_stack.ss_size = kStack;
-      makecontext(&fiber.start, live, 0);
+      fiber.start.reset(new ucontext_t);
+      getcontext(fiber.start.get());
+      fiber.start->uc_stack.ss_sp = fiber.stack.get();
+      fiber.start->uc_stack.ss_size = kStack;
+      makecontext(fiber.start.get(), live, 0);
     }
   }
+  alive = count;
+  at_block_barrier = 0;
   for (unsigned i = 0; i < count; ++i) {
     fibers[i].state = State::ready;
     fibers[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
@@ -593,16 +601,13 @@ inline void run_block() {
   if (dynamic_bytes) dynamic_array = new_array(&dynamic_array, dynamic_bytes, 128);
   make_fibers(blockDim);
   if (observer) observer->block_begins(unsigned(fibers.size()));
-  for (bool alive = true; alive && fault.empty();) {
-    alive = false;
+  while (alive && fault.empty()) {
     bool moved = false;
     for (const unsigned i : shuffled(unsigned(fibers.size()))) {
-      if (can_go_on(fibers[i])) {
-        resume(i);
-        moved = true;
-        if (!fault.empty()) break;
-      }
-      alive |= fibers[i].state != State::done;
+      if (!can_go_on(fibers[i])) continue;
+      resume(i);
+      moved = true;
+      if (!fault.empty()) break;
     }
     if (!bulk_copies.empty() && (coin() || !moved)) {
       land_a_bulk_copy();
@@ -688,7 +693,9 @@ cudaError_t occupancy(int* blocks, Function, int /*threads*/, size_t /*shared*/)
 
 // ------------------------------------------------------------------------------ CUDA's own names
 
-inline void __syncthreads(int line = __builtin_LINE()) { cuda_on_cpu::meet_in_block(0, line); }
+inline void __syncthreads(int line = __builtin_LINE()) {
+  if (cuda_on_cpu::block_barriers) cuda_on_cpu::meet_in_block(0, line);
+}
 inline int __syncthreads_or(int value, int line = __builtin_LINE()) {
   return cuda_on_cpu::meet_in_block(value != 0, line) & 1;
 }
@@ -700,6 +707,7 @@ inline int __syncthreads_count(int value, int line = __builtin_LINE()) {
 }
 
 inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) {
+  if (!cuda_on_cpu::warp_barriers) return;
   cuda_on_cpu::meet_in_warp(cuda_on_cpu::WarpUse::barrier, mask, 0, 0, line);
 }
 
@@ -818,4 +826,9 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 // The library's own doors, for the program that loads it.
 #define CUDA_ON_CPU_DOOR extern "C" __attribute__((visibility("default"), used)) inline
 CUDA_ON_CPU_DOOR void cuda_on_cpu_seed(unsigned seed) { cuda_on_cpu::random_order.seed(seed); }
+// Whether __syncthreads and __syncwarp do anything: without them, kernels that need them must fail.
+CUDA_ON_CPU_DOOR void cuda_on_cpu_barriers(int block, int warp) {
+  cuda_on_cpu::block_barriers = block;
+  cuda_on_cpu::warp_barriers = warp;
+}
 CUDA_ON_CPU_DOOR void cuda_on_cpu_capability(int value) { cuda_on_cpu::capability = value; }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,15 @@ class Kernels:
     def pretend(self, capability: int) -> None:
         """Has kernels find a GPU of this compute capability, as 90."""
         self.library.cuda_on_cpu_capability(capability)
+
+    @contextmanager
+    def without_barriers(self, block: bool = False, warp: bool = False) -> Iterator[None]:
+        """Leaves out every __syncthreads (`block`), every __syncwarp (`warp`), inside."""
+        self.library.cuda_on_cpu_barriers(not block, not warp)
+        try:
+            yield
+        finally:
+            self.library.cuda_on_cpu_barriers(1, 1)
 
     def forward(
         self,
