@@ -36,7 +36,7 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(CLANG_FORMAT) --dry-run --Werror
+	find csrc suites tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(CLANG_FORMAT) --dry-run --Werror
 
 test: lint
 	$(PY) -m pytest -m "not gpu" -n auto --maxprocesses 4 --maxschedchunk 2 $(ARGS)

@@ -1,5 +1,5 @@
-"""The C++ and CUDA sources: they compile without a warning, for every architecture;
-the CPU kernels are run under sanitizers and with the vectors of lesser machines."""
+"""The C++ and CUDA sources: they compile without a warning, for every architecture; the CPU kernels are
+run under sanitizers and with the vectors of lesser machines."""
 
 from __future__ import annotations
 
