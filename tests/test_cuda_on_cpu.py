@@ -61,7 +61,7 @@ def on(kernels: Kernels) -> type[OnCpu]:
 
 
 @pytest.fixture(scope="module")
-def on_cpu() -> type[OnCpu]:
+def cuda_on_cpu() -> type[OnCpu]:
     return on(Kernels(KIND))
 
 
@@ -86,16 +86,16 @@ EVERY_LAYOUT = (*LAYOUTS, misaligned, padded_rows)
 @pytest.mark.parametrize("layout", EVERY_LAYOUT)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 3, 5, 7, 9])
-def test_outputs(on_cpu: type[OnCpu], k: int, dtype: torch.dtype, layout: Layout) -> None:
+def test_outputs(cuda_on_cpu: type[OnCpu], k: int, dtype: torch.dtype, layout: Layout) -> None:
     for settings in (Settings(), Settings(2), Settings(1, 2, "add"), Settings(3, 4), Settings(2, 1, "add")):
-        on_cpu((2, 9, 5, 6), k, settings, dtype, (layout,) * 4).check_forward()
+        cuda_on_cpu((2, 9, 5, 6), k, settings, dtype, (layout,) * 4).check_forward()
 
 
 @pytest.mark.parametrize("layout", EVERY_LAYOUT)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients(on_cpu: type[OnCpu], dtype: torch.dtype, layout: Layout) -> None:
+def test_gradients(cuda_on_cpu: type[OnCpu], dtype: torch.dtype, layout: Layout) -> None:
     for k, settings in ((1, Settings()), (3, Settings(2)), (3, Settings(1, 2, "add")), (5, Settings(3, 1, "add"))):
-        on_cpu((1, 3, 5, 6), k, settings, dtype, (layout,) * 4).check_backward()
+        cuda_on_cpu((1, 3, 5, 6), k, settings, dtype, (layout,) * 4).check_backward()
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
@@ -113,47 +113,47 @@ def test_gradients(on_cpu: type[OnCpu], dtype: torch.dtype, layout: Layout) -> N
         (1, 3, 17, 63),
     ],
 )
-def test_tails(on_cpu: type[OnCpu], shape: tuple[int, int, int, int], dtype: torch.dtype, layout: Layout) -> None:
+def test_tails(cuda_on_cpu: type[OnCpu], shape: tuple[int, int, int, int], dtype: torch.dtype, layout: Layout) -> None:
     for settings in (Settings(), Settings(stride=2, combine="add")):
-        on_cpu(shape, 3, settings, dtype, (layout,) * 4).check_forward()
+        cuda_on_cpu(shape, 3, settings, dtype, (layout,) * 4).check_forward()
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
 @pytest.mark.parametrize("shape", [(1, 2, 16, 17), (1, 1, 40, 1), (1, 33, 1, 3)])
-def test_tails_of_gradients(on_cpu: type[OnCpu], shape: tuple[int, int, int, int], layout: Layout) -> None:
+def test_tails_of_gradients(cuda_on_cpu: type[OnCpu], shape: tuple[int, int, int, int], layout: Layout) -> None:
     for settings in (Settings(), Settings(stride=2, combine="add")):
-        on_cpu(shape, 3, settings, torch.float32, (layout,) * 4).check_backward()
+        cuda_on_cpu(shape, 3, settings, torch.float32, (layout,) * 4).check_backward()
 
 
 @pytest.mark.parametrize("which", range(4))
 @pytest.mark.parametrize("other", [channels_last, misaligned])
-def test_layouts_that_differ(on_cpu: type[OnCpu], other: Layout, which: int) -> None:
+def test_layouts_that_differ(cuda_on_cpu: type[OnCpu], other: Layout, which: int) -> None:
     """Of features, channel filter, spatial filter and output, one is laid out in another way."""
     layouts = tuple(other if i == which else contiguous for i in range(4))
-    case = on_cpu((1, 8, 8, 16), 3, Settings(), torch.float32, layouts)
+    case = cuda_on_cpu((1, 8, 8, 16), 3, Settings(), torch.float32, layouts)
     case.check_forward()
     case.check_backward()
 
 
 @pytest.mark.parametrize("layouts", FAR_LAYOUTS)
 @pytest.mark.skipif(KIND == "address", reason="the sanitizer's shadow of so much memory")
-def test_offsets_beyond_32_bits(on_cpu: type[OnCpu], layouts: tuple[Layout, ...]) -> None:
-    case = on_cpu((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
+def test_offsets_beyond_32_bits(cuda_on_cpu: type[OnCpu], layouts: tuple[Layout, ...]) -> None:
+    case = cuda_on_cpu((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
     case.check_forward()
     case.check_backward()
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
 @pytest.mark.parametrize("special", [(torch.nan,), (torch.inf, -torch.inf)])
-def test_what_is_not_finite_is_passed_on(on_cpu: type[OnCpu], special: tuple[float, ...], layout: Layout) -> None:
-    case = on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32, (layout,) * 4, special=special)
+def test_what_is_not_finite_is_passed_on(cuda_on_cpu: type[OnCpu], special: tuple[float, ...], layout: Layout) -> None:
+    case = cuda_on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32, (layout,) * 4, special=special)
     case.check_forward()
     case.check_backward()
 
 
 @pytest.mark.parametrize("combine", ["mul", "add"])
-def test_same_bits_in_every_order(on_cpu: type[OnCpu], combine: str) -> None:
-    case = on_cpu((2, 5, 9, 12), 3, Settings(combine=combine), torch.float32)
+def test_same_bits_in_every_order(cuda_on_cpu: type[OnCpu], combine: str) -> None:
+    case = cuda_on_cpu((2, 5, 9, 12), 3, Settings(combine=combine), torch.float32)
     results = []
     for seed in range(10):
         case.kernels.seed(seed)
@@ -161,8 +161,8 @@ def test_same_bits_in_every_order(on_cpu: type[OnCpu], combine: str) -> None:
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
-def test_gradients_that_are_not_wanted_are_left_alone(on_cpu: type[OnCpu]) -> None:
-    case = on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32)
+def test_gradients_that_are_not_wanted_are_left_alone(cuda_on_cpu: type[OnCpu]) -> None:
+    case = cuda_on_cpu((1, 3, 5, 6), 3, Settings(), torch.float32)
     for wanted in ((True, False, False), (False, True, False), (False, False, True)):
         assert [not g.isnan().any() for g in case.backward(wanted)] == list(wanted)
 
@@ -262,8 +262,8 @@ def test_checker_finds_no_race(
     dtype: torch.dtype,
     layout: Layout,
 ) -> None:
-    on_cpu, checker = checked
-    look(on_cpu(shape, k, settings, dtype, (layout,) * 4), checker)
+    cuda_on_cpu, checker = checked
+    look(cuda_on_cpu(shape, k, settings, dtype, (layout,) * 4), checker)
     assert not checker.races()
     assert all(s["unset_reads"] == 0 for s in checker.shared().values())
 
@@ -272,8 +272,8 @@ def test_checker_finds_no_race(
 def test_checker_counts_do_not_depend_on_the_order(
     checked: tuple[type[OnCpu], emulation.Checked], layout: Layout
 ) -> None:
-    on_cpu, checker = checked
-    case = on_cpu((2, 9, 9, 10), 3, Settings(), torch.float32, (layout,) * 4)
+    cuda_on_cpu, checker = checked
+    case = cuda_on_cpu((2, 9, 9, 10), 3, Settings(), torch.float32, (layout,) * 4)
     counts = []
     for seed in range(5):
         case.kernels.seed(seed)
@@ -284,8 +284,8 @@ def test_checker_counts_do_not_depend_on_the_order(
 
 def test_checker_sees_outputs_written_once(checked: tuple[type[OnCpu], emulation.Checked]) -> None:
     """Blocks share no sector of the output where rows are whole sectors, and every sector is written."""
-    on_cpu, checker = checked
-    look(on_cpu((1, 16, 16, 32), 3, Settings(), torch.float32), checker)
+    cuda_on_cpu, checker = checked
+    look(cuda_on_cpu((1, 16, 16, 32), 3, Settings(), torch.float32), checker)
     written = [t for t in checker.traffic() if t.direction == "write"]
     assert {t.buffer for t in written} == {"out", "grad_features", "grad_channel", "grad_spatial"}
     out = next(t for t in written if t.buffer == "out")
@@ -296,8 +296,8 @@ def test_checker_finds_the_race_of_every_kernel_without_its_barriers(
     checked: tuple[type[OnCpu], emulation.Checked],
 ) -> None:
     """All __syncthreads left out: every kernel that shares memory now races, and gives nan or wrong sums."""
-    on_cpu, checker = checked
-    case = on_cpu((2, 9, 9, 10), 3, Settings(), torch.float32)
+    cuda_on_cpu, checker = checked
+    case = cuda_on_cpu((2, 9, 9, 10), 3, Settings(), torch.float32)
     with case.kernels.without_barriers(block=True), pytest.raises(AssertionError):
         look(case, checker)
     sharing = {kernel for kernel, counts in checker.shared().items() if counts["requests"]}

@@ -80,7 +80,7 @@ def compile_kernels(sources: Sequence[Path], kind: str, csrc: Path = CSRC, cache
     cache = cache or ROOT / ".build"
     cache.mkdir(parents=True, exist_ok=True)
     checker = _once(cache, "checker", [CHECKER, HEADER], _compile_checker) if kind == "checked" else None
-    headers = sorted(h for h in csrc.rglob("*") if h.suffix in (".h", ".cuh"))
+    headers = sorted(path for path in csrc.rglob("*") if path.is_file() and path.suffix not in (".cpp", ".cu"))
 
     def make(work: Path) -> None:
         _compile(sources, kind, csrc, checker, work)
@@ -127,7 +127,7 @@ def _compile(sources: Sequence[Path], kind: str, csrc: Path, checker: Path | Non
     for i, source in enumerate(sources):
         folder = csrc
         if checker:
-            folder = work / "csrc"
+            folder = work / f"csrc-{i}"
             source = _unrolled(csrc, source, folder)
         objects.append(work / f"{i}-{source.stem}.o")
         _run(["g++", *flags, "-I", str(folder), "-c", str(source), "-o", str(objects[-1])])
@@ -140,13 +140,12 @@ def _unrolled(csrc: Path, source: Path, to: Path) -> Path:
     """Copies the sources, with `#pragma unroll` in g++'s words, line for line: each access of an unrolled loop then has
     a place in the code of its own, as on the GPU, and by it the accesses of lanes are matched. Returns the copy of
     `source`."""
-    inside = source.is_relative_to(csrc)
-    copies = {path: to / path.relative_to(csrc) for path in csrc.rglob("*") if path.suffix in (".h", ".cu", ".cuh")}
-    copies[source] = to / (source.relative_to(csrc) if inside else source.name)
-    for path, copy in copies.items():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(re.sub(r"#pragma unroll\b(?! *\d)", "#pragma GCC unroll 128", path.read_text()))
-    return copies[source]
+    shutil.copytree(csrc, to)
+    copy = to / (source.relative_to(csrc) if source.is_relative_to(csrc) else source.name)
+    shutil.copy(source, copy)
+    for path in (*to.rglob("*.cu"), *to.rglob("*.cuh")):
+        path.write_text(re.sub(r"#pragma unroll\b(?! *\d)", "#pragma GCC unroll 128", path.read_text()))
+    return copy
 
 
 def _run(command: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ class Kernels:
         Raises:
             EmulationError: if a launch fails; the text is the emulation's.
         """
-        self._call(entry, self._params(features, channel, spatial, out, stride, dilation, combine))
+        self.call(entry, self.params(features, channel, spatial, out, stride, dilation, combine))
 
     def backward(
         self,
@@ -109,13 +109,15 @@ class Kernels:
         combine: str = "mul",
     ) -> None:
         """Computes the gradients of features, channel and spatial filter that are wanted; raises as `forward`."""
-        p = self._params(features, channel, spatial, grad, stride, dilation, combine)
+        p = self.params(features, channel, spatial, grad, stride, dilation, combine)
         p.grad_features, p.grad_channel, p.grad_spatial = map(View.of, gradients)
-        self._call("cuda_backward", p)
+        self.call("cuda_backward", p)
 
-    def _params(
-        self, features: Tensor, channel: Tensor, spatial: Tensor, out: Tensor, stride: int, dilation: int, combine: str
+    @staticmethod
+    def params(
+        features: Tensor, channel: Tensor, spatial: Tensor, out: Tensor, stride: int, dilation: int, combine: str
     ) -> Params:
+        """What the functions of csrc/ddf/ddf.h are told; `out` is the gradient of the output on the way back."""
         p = Params()
         p.dtype = DTYPES.index(str(features.dtype))
         p.combine = ("mul", "add").index(combine)
@@ -125,7 +127,8 @@ class Kernels:
         p.features, p.channel, p.spatial, p.out = map(View.of, (features, channel, spatial, out))
         return p
 
-    def _call(self, entry: str, params: Params) -> None:
+    def call(self, entry: str, params: Params) -> None:
+        """Calls a function of csrc/ddf/ddf.h that takes (params, device, stream); raises as `forward`."""
         function = getattr(self.library, f"_ZN3ddf{len(entry)}{entry}ERKNS_6ParamsEiPv")
         error = function(ctypes.byref(params), 0, None)
         if error:
