@@ -133,6 +133,14 @@ __global__ void whole_output(Arrays a) {
 }
 
 template <bool kRight>
+__global__ void unset_tile(Arrays a) {
+  DDF_SHARED(float, tile, [kThreads]);
+  if (kRight || threadIdx.x < kThreads - 1) tile[threadIdx.x] = a.in[threadIdx.x];
+  __syncthreads();
+  a.out[threadIdx.x] = tile[threadIdx.x];
+}
+
+template <bool kRight>
 __global__ void coalesced(Arrays a) {
   a.out[threadIdx.x] = a.in[kRight ? threadIdx.x : threadIdx.x * 8];
 }
@@ -256,6 +264,7 @@ extern "C" int run(const char* asked, int right, const float* in, float* out) {
   KERNEL(dynamic_bounds, 1)
   KERNEL(global_bounds, 1)
   KERNEL(whole_output, 1)
+  KERNEL(unset_tile, 1)
   KERNEL(coalesced, 1)
   KERNEL(banks, 1)
   KERNEL(traffic, 4)

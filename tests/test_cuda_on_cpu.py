@@ -265,7 +265,6 @@ def test_checker_finds_no_race(
     cuda_on_cpu, checker = checked
     look(cuda_on_cpu(shape, k, settings, dtype, (layout,) * 4), checker)
     assert not checker.races()
-    assert all(s["unset_reads"] == 0 for s in checker.shared().values())
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])

@@ -40,6 +40,7 @@ EXPECTED: dict[str, Tensor] = {
     "dynamic_bounds": IN[:64],
     "global_bounds": IN[:64],
     "whole_output": IN[:64],
+    "unset_tile": IN[:64],
     "coalesced": IN[:64],
     "banks": IN[:1024].view(32, 32).t().flatten(),
     "traffic": IN[:1024].view(4, 4, 64).sum(1).flatten(),
@@ -126,7 +127,9 @@ def test_races_are_found_whatever_the_order(
         assert all(r.kernel == f"{name}<false>" for r in found)
 
 
-@pytest.mark.parametrize("name", ["block_barrier", "second_barrier", "warp_barrier", "whole_output", "awaited_copy"])
+@pytest.mark.parametrize(
+    "name", ["block_barrier", "second_barrier", "warp_barrier", "whole_output", "unset_tile", "awaited_copy"]
+)
 def test_what_is_unset_or_too_early_shows_in_the_output(ran: Ran, name: str) -> None:
     assert not any(unchanged(ran(name, False, seed), name) for seed in SEEDS)
 
@@ -170,6 +173,14 @@ def test_bank_conflicts(checked: emulation.Checked, ran: Ran) -> None:
     ran("banks", False)
     assert checked.shared()["banks<false>"]["wavefronts"] == 32 + 32 * 32
     assert (reads(checked, "shared").units, reads(checked, "shared").least) == (32 * 32, 32)
+
+
+def test_reads_of_what_nothing_has_written(checked: emulation.Checked, ran: Ran) -> None:
+    """In steps of two bytes: one float of the tile."""
+    ran("awaited_bulk_copy", True)
+    assert checked.shared()["awaited_bulk_copy<true>"]["unset_reads"] == 0
+    ran("unset_tile", False)
+    assert checked.shared()["unset_tile<false>"]["unset_reads"] == 2
 
 
 def test_traffic_of_blocks(checked: emulation.Checked, ran: Ran) -> None:
