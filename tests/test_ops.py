@@ -18,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import ops
 from ops import Inputs, Op, Point, Skip
 
-OPS: dict[str, Op] = {name: op for path in ops.op_files() for name, op in ops.load(path).items()}
+#: Whole networks have tests of their own.
+FILES = [path for path in ops.op_files() if path.stem != "networks"]
+OPS: dict[str, Op] = {name: op for path in FILES for name, op in ops.load(path).items()}
 IMPLS = [(op, impl) for op in OPS.values() for impl in op.impls.values()]
 NAMES = ["conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"]
 
