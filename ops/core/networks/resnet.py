@@ -86,6 +86,7 @@ class Variant:
         filter: makes each 3x3 convolution of a block, with its stride.
         filter_norm: what normalises the output of a bottleneck's filter.
         pointwise: makes each 1x1 convolution of a block, shortcuts included (role `downsample`).
+        planes: of a stage, from those of the plain network.
         width: channels inside a bottleneck, from the planes of its stage (64, 128, 256, 512).
         attention: makes the module between a block's last BatchNorm and the addition.
         after_stage: makes the module behind a stage; None for none.
@@ -99,6 +100,7 @@ class Variant:
     filter: Part = convolution
     filter_norm: Part = normalisation
     pointwise: Part = convolution
+    planes: Callable[[int], int] = planes_wide
     width: Callable[[int], int] = planes_wide
     attention: Part | None = None
     after_stage: Callable[[Site], nn.Module | None] | None = None
@@ -122,7 +124,7 @@ variant("base")
 # ------------------------------------------------------------------------------------------------------ the backbone
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """A residual block: relu(shortcut(x) + attention(body(x)))."""
 
     def finish(self, at: Site, written: Site, variant: Variant) -> None:
@@ -150,7 +152,7 @@ class _Block(nn.Module):
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class BasicBlock(_Block):
+class BasicBlock(Block):
     """Two 3x3 convolutions."""
 
     expansion = 1
@@ -171,7 +173,7 @@ class BasicBlock(_Block):
         return self.bn2
 
 
-class Bottleneck(_Block):
+class Bottleneck(Block):
     """A 1x1 convolution, a strided 3x3 convolution, a 1x1 convolution to four times the planes."""
 
     expansion = 4
@@ -220,7 +222,7 @@ class ResNet(nn.Module):
         self.conv1, self.bn1 = variant.stem(at), normalisation(at)
         at = replace(at.after(), stride=2).after()  # the pooling
         for stage, depth in enumerate(depths, 1):
-            planes = 64 * 2 ** (stage - 1)
+            planes = variant.planes(64 * 2 ** (stage - 1))
             blocks: list[nn.Module] = []
             for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
@@ -334,7 +336,7 @@ def draw(network: nn.Module, height: int, width: int, generator: torch.Generator
             module.bias.normal_(0, 0.1, generator=generator)
             module.momentum = None  # the mean of all batches seen
     for module in network.modules():
-        if isinstance(module, _Block):
+        if isinstance(module, Block):
             cast(Tensor, module.last_norm.weight).mul_(0.2)
     images = torch.empty(2, 3, height, width, device=generator.device).normal_(generator=generator)
     network.train()(images)
