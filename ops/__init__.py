@@ -179,12 +179,16 @@ class Costs:
             result written once.
         memory: bytes that must be held at the same time, by part; `filters` is what the generated filters take, absent
             where none are generated.
+        left_out: arithmetic that some count as multiply-accumulates and `macs` leaves out, by kind: `attention` (the
+            products of queries, keys and values), `mixing` (of filters from learned ones), `normalisation` (two for
+            each element).
     """
 
     params: Mapping[str, int]
     macs: Mapping[str, int]
     floor_bytes: int
     memory: Mapping[str, int]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -247,8 +251,12 @@ class Op:
     roof: ClassVar[str] = "fma"
     #: Whether `combine` means anything to it.
     combines: ClassVar[bool] = False
+    #: Which of `AXES` mean anything to it (`combine` only if `combines`).
+    axes: ClassVar[tuple[str, ...]] = tuple(AXES)
     #: Further axes beyond `AXES`.
     extra_axes: ClassVar[tuple[Axis, ...]] = ()
+    #: The resolution (rows, columns) at which it is measured where nobody asks for others, if not the preset's.
+    resolution: ClassVar[tuple[int, int] | None] = None
     impls: ClassVar[dict[str, Impl]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -17,6 +17,8 @@ from .core.closed_forms import held
 from .core.networks import VARIANTS, ResNet
 from .core.seeded import normal, placed
 
+#: What `macs` is the sum of; other arithmetic is `Costs.left_out`.
+KINDS = ("conv", "linear", "dynamic_filter")
 #: Products that a training step needs for one of the forward pass: each operand that has a gradient adds one.
 PRODUCTS = {"dynamic_filter": 4}
 
@@ -25,6 +27,8 @@ class _Network(Op):
     """Images (N, 3, H, W) -> logits (N, 1000), in eval mode."""
 
     roof = "matmul"
+    axes = ("batch", "height", "width", "dtype", "layout", "direction")
+    resolution = (224, 224)
 
     def fvcore_handles(self) -> Mapping[str, Any]:
         return native.fvcore_handles()
@@ -58,7 +62,8 @@ class _Network(Op):
         floor_bytes: images x, parameters and statistics p read, logits o written; a backward pass reads x, p and the
         gradient of o, and writes those of x and p: 3 (x + p) + 2 o in all.
         """
-        params, macs = counted(self.name, variant_of(point), point.height, point.width)
+        params, counts = counted(self.name, variant_of(point), point.height, point.width)
+        macs = {kind: counts[kind] for kind in KINDS if counts[kind]}
         images, logits = point.pixels * 3, point.batch * networks.CLASSES
         read = images + sum(params.values())
         return Costs(
@@ -69,6 +74,7 @@ class _Network(Op):
             },
             floor_bytes=(3 * read + 2 * logits if point.backward else read + logits) * point.itemsize,
             memory=held(point, images=images, parameters=sum(params.values()), output=logits),
+            left_out={kind: point.batch * count for kind, count in counts.items() if kind not in KINDS},
         )
 
 

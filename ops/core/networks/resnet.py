@@ -270,7 +270,8 @@ def count_macs(network: nn.Module, height: int = 224, width: int = 224) -> Count
 
     Convolutions count as `conv`, nn.Linear as `linear`. Other arithmetic is declared by the module that does it, in
     `macs(x)`, given what it reads: by kind, without that of its nn.Conv2d and nn.Linear, which are counted by
-    themselves. A convolution or linear layer with a method `macs` is counted by that alone.
+    themselves. A convolution or linear layer with a method `macs` is counted by that alone. A BatchNorm counts as
+    `normalisation`, two for each element, as thop and fvcore have it: to scale and to shift.
     """
     macs: Counter[str] = Counter()
 
@@ -281,6 +282,8 @@ def count_macs(network: nn.Module, height: int = 224, width: int = 224) -> Count
             macs["conv"] += output[0].numel() * module.weight[0].numel()
         elif isinstance(module, nn.Linear):
             macs["linear"] += output[0].numel() * module.in_features
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            macs["normalisation"] += 2 * output[0].numel()
 
     hooks = [module.register_forward_hook(count) for module in network.modules()]
     try:
