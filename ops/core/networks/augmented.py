@@ -65,8 +65,9 @@ class AttentionAugmented(nn.Module):
         q, k, v = predicted.flatten(3).split([self.key, self.key, self.value], 2)
         q = (q * self.key**-0.5).transpose(2, 3)
         by_place = q.unflatten(2, (height, width))
-        rows = torch.einsum("nhyxd,yzd->nhyxz", by_place, relative(self.rows, height))
-        columns = torch.einsum("nhyxd,xzd->nhyxz", by_place, relative(self.columns, width))
+        # products, not einsum, whose cost fvcore rounds
+        rows = by_place @ relative(self.rows, height).transpose(1, 2)
+        columns = (by_place.transpose(2, 3) @ relative(self.columns, width).transpose(1, 2)).transpose(2, 3)
         positions = (rows[..., None] + columns[..., None, :]).flatten(4).flatten(2, 3)
         weights = torch.softmax(q @ k + positions, 3)
         return self.mix((weights @ v.transpose(2, 3)).transpose(2, 3).flatten(1, 2).unflatten(2, (height, width)))
