@@ -316,8 +316,8 @@ def plain_operators(network: nn.Module) -> Iterator[None]:
 def draw(network: nn.Module, images: Tensor, generator: torch.Generator) -> None:
     """Draws all parameters of a network that was built at the device `meta`, in float32 where the generator lives.
 
-    As in a trained network, the scale of each BatchNorm is that of what it reads, here with `images` (N, 3, H, W), and a
-    block adds little to its shortcut: a random network of full gain would amplify a rounding error in each block, by
+    As in a trained network, the scale of each BatchNorm is that of what it reads, here with `images` (N, 3, H, W), and
+    a block adds little to its shortcut: a random network of full gain would amplify a rounding error in each block, by
     10^4 in fifty layers, and one whose filters are products of activations would overflow. A module with parameters of
     its own draws them in a method `draw(generator)`.
     """
