@@ -35,8 +35,8 @@ class _Network(Op):
 
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
         network = networks.build(self.name, variant_of(point), point.height, point.width, "meta")
-        networks.draw(network, point.height, point.width, generator)
         images = normal((point.batch, 3, point.height, point.width), point, generator)
+        networks.draw(network, images, generator)
         return Inputs({"images": images}, placed(network, point, device))
 
     def apply(self, inputs: Inputs, point: Point) -> Tensor:

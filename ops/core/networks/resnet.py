@@ -316,12 +316,13 @@ def plain_operators(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def draw(network: nn.Module, height: int, width: int, generator: torch.Generator) -> nn.Module:
+def draw(network: nn.Module, images: Tensor, generator: torch.Generator) -> None:
     """Draws all parameters of a network that was built at the device `meta`, in float32 where the generator lives.
 
-    As in a trained network, the statistics of each BatchNorm are those of its inputs, here of two random images, and a
-    block adds little to its shortcut: a random network of full gain would amplify a rounding error in each block, by
-    10^4 in fifty layers. A module with parameters of its own draws them in a method `draw(generator)`.
+    As in a trained network, the scale of each BatchNorm is that of what it reads, here with `images` (N, 3, H, W), and
+    a block adds little to its shortcut: a random network of full gain would amplify a rounding error in each block, by
+    10^4 in fifty layers, and one whose filters are products of activations would overflow. A module with parameters of
+    its own draws them in a method `draw(generator)`.
     """
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -329,21 +330,27 @@ def draw(network: nn.Module, height: int, width: int, generator: torch.Generator
             setattr(module, name, nn.Parameter(torch.full_like(parameter, torch.nan, device=generator.device)))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.zeros_like(buffer, device=generator.device))
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for module in network.modules():
         if hasattr(module, "draw"):
             cast(Any, module).draw(generator)
         elif isinstance(module, nn.Conv2d | nn.Linear):
             fill_convolution(module, generator)
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.weight.normal_(1, 0.1, generator=generator)
-            module.bias.normal_(0, 0.1, generator=generator)
-            module.momentum = None  # the mean of all batches seen
+        elif module in norms:
+            cast(Tensor, module.weight).normal_(1, 0.1, generator=generator)
+            cast(Tensor, module.bias).normal_(0, 0.1, generator=generator)
     for module in network.modules():
         if isinstance(module, Block):
             cast(Tensor, module.last_norm.weight).mul_(0.2)
-    images = torch.empty(2, 3, height, width, device=generator.device).normal_(generator=generator)
-    network.train()(images)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 0.1
-    return network.eval()
+
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """One variance for all channels, as the few values of one may happen to be tiny; means of a tenth of it."""
+        scale = float(inputs[0].square().mean().sqrt())
+        cast(Tensor, norm.running_mean).normal_(0, 0.1 * scale, generator=generator)
+        cast(Tensor, norm.running_var).fill_(scale**2)
+
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    with plain_operators(network):
+        network.eval()(images.float())
+    for hook in hooks:
+        hook.remove()
