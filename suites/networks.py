@@ -4,8 +4,8 @@ For each network, at 224 x 224 unless other resolutions are asked for:
 
 - `params`, counted in the module, and `params_formula`;
 - `macs`: convolutions, linear layers and applied dynamic filters, by closed form;
-- `macs_with_attention`, `macs_with_mixing`, `macs_with_normalisation`: with the products of attention, with the mixing of
-  filters, with two for each element that a BatchNorm writes, as thop has it (`ops.Costs.left_out`);
+- `macs_with_attention`, `macs_with_mixing`, `macs_with_normalisation`: with the products of attention, with the mixing
+  of filters, with two for each element that a BatchNorm writes (`ops.Costs.left_out`);
 - `macs_fvcore`, `macs_torch`: as these count, each difference from `macs` itemised.
 
 Nothing is timed: the suites `latency` and `memory` take the same ops.
