@@ -279,6 +279,12 @@ class Op:
         """Draws the inputs from `generator`, which lives on `device`, in the point's dtype and layout."""
         raise NotImplementedError
 
+    def blank(self, point: Point, device: torch.device) -> Inputs:
+        """Inputs of which only shapes matter, for what counts; an op whose drawing takes long leaves it out."""
+        import torch
+
+        return self.build(point, device, torch.Generator(device))
+
     def apply(self, inputs: Inputs, point: Point) -> Tensor:
         """The reference: plain differentiable PyTorch, called with float64 inputs."""
         raise NotImplementedError

@@ -39,6 +39,12 @@ class _Network(Op):
         networks.draw(network, images, generator)
         return Inputs({"images": images}, placed(network, point, device))
 
+    def blank(self, point: Point, device: torch.device) -> Inputs:
+        network = networks.build(self.name, variant_of(point), point.height, point.width, "meta")
+        networks.clear(network, device)
+        images = torch.zeros(point.batch, 3, point.height, point.width, device=device)
+        return Inputs({"images": images}, placed(network, point, device))
+
     def apply(self, inputs: Inputs, point: Point) -> Tensor:
         network = cast(ResNet, inputs.module)
         with networks.plain_operators(network):

@@ -43,6 +43,7 @@ class Networks(Suite):
     preload = Flops.preload
 
     def begin(self, bench: Bench) -> Begun:
+        bench.inputs = bench.op.blank(bench.case.point, bench.device.torch)
         params, macs = Params().begin(bench), Flops().begin(bench)
         total, left_out = sum(bench.costs.macs.values()), bench.costs.left_out
         counted = {metric.name: metric for metric in macs.metrics}

@@ -746,9 +746,9 @@ def test_readings_are_told_and_decide_nothing() -> None:
     assert found.reason.endswith("; res2net_26w_4s has 25.700")
     own.metrics[0] = Metric("params", "1", 25.7e6)
     assert finding_of("table5-resnet50-res2net_14w_8s-params", [own, other]).reason == ""
-    found = finding_of("table4-resnet18-ddf-params", [network("resnet18", "ddf_pointwise", 7.7e6, 0)])
+    found = finding_of("table4-resnet18-ddf-params", [network("resnet18", "ddf_separable", 7.7e6, 0)])
     assert found.verdict == NOT_TESTABLE
-    assert found.reason == "no definition is published that gives this network; ddf_pointwise has 7.700"
+    assert found.reason == "no definition is published that gives this network; ddf_separable has 7.700"
 
 
 def test_macs_of_a_network_are_those_of_one_sample_at_224() -> None:

@@ -34,7 +34,7 @@ FIXED = {
     "ddf_add",
     "involution",
 }
-FIXED |= {"res2net_14w_8s", "res2net_26w_4s"}
+FIXED |= {"ddf_separable", "involution", "res2net_14w_8s", "res2net_26w_4s"}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -57,6 +57,7 @@ def parameters(backbone: str, variant: str) -> int:
     ("backbone", "variant", "millions"),
     [
         ("resnet18", "base", "11.7"),
+        ("resnet18", "ddf_separable", "7.7"),
         ("resnet50", "base", "25.6"),
         ("resnet50", "se", "28.1"),
         ("resnet50", "bam", "25.9"),

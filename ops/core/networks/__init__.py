@@ -5,9 +5,20 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from .resnet import BACKBONES, CLASSES, VARIANTS, ResNet, Variant, build, count_macs, draw, plain_operators
+from .resnet import BACKBONES, CLASSES, VARIANTS, ResNet, Variant, build, clear, count_macs, draw, plain_operators
 
-__all__ = ["BACKBONES", "CLASSES", "VARIANTS", "ResNet", "Variant", "build", "count_macs", "draw", "plain_operators"]
+__all__ = [
+    "BACKBONES",
+    "CLASSES",
+    "VARIANTS",
+    "ResNet",
+    "Variant",
+    "build",
+    "clear",
+    "count_macs",
+    "draw",
+    "plain_operators",
+]
 
 for path in sorted(Path(__file__).parent.glob("*.py")):
     if path.name != "__init__.py":

@@ -315,6 +315,15 @@ def plain_operators(network: nn.Module) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- seeded networks
 
 
+def clear(network: nn.Module, device: torch.device) -> None:
+    """Gives a network that was built at the device `meta` parameters on another, all 0."""
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.zeros_like(parameter, device=device)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros_like(buffer, device=device))
+
+
 @torch.no_grad()
 def draw(network: nn.Module, images: Tensor, generator: torch.Generator) -> None:
     """Draws all parameters of a network that was built at the device `meta`, in float32 where the generator lives.
@@ -324,12 +333,9 @@ def draw(network: nn.Module, images: Tensor, generator: torch.Generator) -> None
     10^4 in fifty layers, and one whose filters are products of activations would overflow. A module with parameters of
     its own draws them in a method `draw(generator)`.
     """
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            # not a number until it is drawn, so that a parameter left out is noticed
-            setattr(module, name, nn.Parameter(torch.full_like(parameter, torch.nan, device=generator.device)))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.zeros_like(buffer, device=generator.device))
+    clear(network, generator.device)
+    for parameter in network.parameters():
+        parameter.fill_(torch.nan)  # until it is drawn, so that one left out is noticed
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for module in network.modules():
         if hasattr(module, "draw"):

@@ -25,7 +25,7 @@ _RATIOS = (*_ORDERED, ("ddf", "ddf_op"))
 _MILLION, _GIGA, _MILLISECOND = 10**6, 10**9, 1e-3
 #: Other variants that a network might be, where its own figures do not agree or nobody says what it is.
 _READINGS = {
-    ("resnet18", "ddf"): ("ddf_same", "ddf_pointwise", "ddf_pointwise_half"),
+    ("resnet18", "ddf"): ("ddf_separable",),
     ("resnet50", "res2net_14w_8s"): ("res2net_26w_4s",),
 }
 _ACCURACY = "accuracy is cited: it takes training on ImageNet, which this suite never does"
