@@ -493,7 +493,9 @@ class AblatedPack(DDFPack):
         arguments, settings: DDFPack's.
     """
 
-    def __init__(self, *arguments: int, branches: str, norm: str, **settings: Any) -> None:
+    neutral: Tensor
+
+    def __init__(self, *arguments: Any, branches: str, norm: str, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.branches = branches
         neutral = torch.full((), 1.0 if self.kernel_combine == "mul" else 0.0)
@@ -522,7 +524,9 @@ class AblatedPack(DDFPack):
 
 
 def _normalisation(norm: str, filters: int) -> nn.Module:
-    return {"batch_norm": lambda: nn.BatchNorm2d(filters), "sigmoid": nn.Sigmoid, "none": nn.Identity}[norm]()
+    if norm == "batch_norm":
+        return nn.BatchNorm2d(filters)
+    return nn.Sigmoid() if norm == "sigmoid" else nn.Identity()
 
 
 class DDFModule(Op):
@@ -551,7 +555,7 @@ class DDFModule(Op):
             raise Skip(f"head has to divide the channels; {head} does not divide {point.channels}")
 
         sizes = point.channels, point.kernel_size, point.stride, point.dilation, head
-        settings = {"se_ratio": se_ratio, "kernel_combine": point.combine}
+        settings: dict[str, Any] = {"se_ratio": se_ratio, "kernel_combine": point.combine}
         branches, norm = _ablation(point)
         pack = DDFPack(*sizes, **settings)
         if (branches, norm) != ("both", "filter_norm"):
@@ -591,7 +595,7 @@ class DDFModule(Op):
             hidden = F.linear(features.mean((2, 3)), squeeze.weight.flatten(1), squeeze.bias).relu()
             raw = F.linear(hidden, excite.weight.flatten(1), excite.bias).view(-1, point.channels, point.taps)
             norm = pack.channel_branch[4]
-            std = norm.std.view(point.channels, point.taps) if isinstance(norm, FilterNorm) else 1.0
+            std = cast(Tensor, norm.std).view(point.channels, point.taps) if isinstance(norm, FilterNorm) else 1.0
             channel = _normalised(raw, norm, std, absolute)
         return _reference(features, channel, spatial, point, absolute)
 

@@ -13,21 +13,19 @@ NETWORKS = suites()["networks"]
 PROCESS = {"threads": 1, "malloc": "default", "tf32": 0}
 
 
-def begun(
-    variant: str, backbone: str = "resnet50", size: int = 64
-) -> tuple[dict[str, float | None], dict[str, object], str]:
+def begun(variant: str, backbone: str = "resnet50", size: int = 64) -> tuple[dict[str, float | None], str]:
     point = Point(height=size, width=size, extra={"variant": variant})
     case = Case("networks", backbone, "torch", 1, "cpu", point, (), PROCESS, {}, "ops/networks.py")
     with torch.no_grad():
         found = NETWORKS.begin(Bench(case, seed=0, check=True))
-    return {metric.name: metric.value for metric in found.metrics}, found.settings, found.failure
+    return {metric.name: metric.value for metric in found.metrics}, found.failure
 
 
 @pytest.mark.parametrize(
     ("variant", "way"), [("base", ""), ("aa", "macs_with_attention"), ("condconv", "macs_with_mixing"), ("ddf", "")]
 )
 def test_ways_of_counting_differ_where_they_should_and_every_difference_has_a_reason(variant: str, way: str) -> None:
-    found, settings, failure = begun(variant)
+    found, failure = begun(variant)
     assert failure == ""
     assert found["params"] == found["params_formula"]
     for name in ("macs_with_attention", "macs_with_mixing"):
