@@ -23,7 +23,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -227,6 +227,7 @@ class Impl:
 
     Args:
         prepare: makes the closure that is timed; raises `Skip` where the impl cannot serve the case.
+        prepare_out: makes one that writes into an output of the caller's and returns it; None where the impl has none.
         slow_start: whether the first call takes long (a compilation); the preset `quick` leaves such impls out.
         library: the folder of csrc that it is built from, if any; built before anything is measured.
     """
@@ -235,6 +236,7 @@ class Impl:
     prepare: Callable[[Inputs, Point], Closure]
     slow_start: bool = False
     library: str = ""
+    prepare_out: Callable[[Inputs, Point, Tensor], Closure] | None = None
 
 
 class Op:
@@ -271,6 +273,20 @@ class Op:
 
         def attach(prepare: Callable[[Inputs, Point], Closure]) -> Callable[[Inputs, Point], Closure]:
             cls.impls[name] = Impl(name, prepare, slow_start, library)
+            return prepare
+
+        return attach
+
+    @classmethod
+    def out(
+        cls, name: str
+    ) -> Callable[[Callable[[Inputs, Point, Tensor], Closure]], Callable[[Inputs, Point, Tensor], Closure]]:
+        """Attaches the decorated function to the impl `name`, as its `prepare_out`."""
+
+        def attach(
+            prepare: Callable[[Inputs, Point, Tensor], Closure],
+        ) -> Callable[[Inputs, Point, Tensor], Closure]:
+            cls.impls[name] = replace(cls.impls[name], prepare_out=prepare)
             return prepare
 
         return attach

@@ -50,6 +50,8 @@ def ddf(
     dilation: int = 1,
     stride: int = 1,
     kernel_combine: str = "mul",
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Applies at each pixel and channel the filter that its spatial and channel filter combine to.
 
@@ -64,6 +66,8 @@ def ddf(
         spatial_filter: S, (N, k*k, Ho, Wo) with Ho = floor((H-1)/stride)+1, likewise Wo.
         kernel_size: k, odd.
         kernel_combine: `mul` or `add`.
+        out: receives the result and is returned: of its shape and dtype and any strides, with a place for each element
+            and none that an input has; not where gradients are wanted.
 
     Returns:
         (N, C, Ho, Wo), in the dtype of the features; sums are accumulated in float32, or float64 for float64.
@@ -74,6 +78,8 @@ def ddf(
     if isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type):
         features, channel_filter, spatial_filter = _autocast(features, channel_filter, spatial_filter)
     arguments = features, channel_filter, spatial_filter, kernel_size, dilation, stride, kernel_combine
+    if out is not None:
+        return _apply_into(out, *arguments)
     if torch.compiler.is_compiling() or not _served_at_once(*arguments[:4]):
         _check_settings(kernel_size, dilation, stride, kernel_combine)
         _check_tensors(features, channel_filter, spatial_filter, kernel_size, stride)
@@ -141,6 +147,41 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int | str, ...]) -> 
     shape = tuple(tensor.shape)
     if len(shape) != len(expected) or any(a != b for a, b in zip(shape, expected, strict=True) if isinstance(b, int)):
         raise ValueError(f"{name}: expected shape ({', '.join(map(str, expected))}), got {shape}")
+
+
+def _apply_into(
+    out: Tensor,
+    features: Tensor,
+    channel_filter: Tensor,
+    spatial_filter: Tensor,
+    kernel_size: int,
+    dilation: int,
+    stride: int,
+    kernel_combine: str,
+) -> Tensor:
+    """`ddf` into `out`."""
+    tensors = features, channel_filter, spatial_filter
+    _check_settings(kernel_size, dilation, stride, kernel_combine)
+    _check_tensors(*tensors, kernel_size, stride)
+    _check_out(out, features, spatial_filter)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, out)):
+        raise ValueError("out: expected no gradient to be wanted, as under torch.no_grad(), but a tensor requires one")
+    if kernel_size <= native.MAX_KERNEL_SIZE and not native.missing(features.device.type):
+        return native.apply_out(*tensors, out, dilation, stride, kernel_combine)
+    return out.copy_(composite(*tensors, kernel_size, dilation, stride, kernel_combine))
+
+
+def _check_out(out: Tensor, features: Tensor, spatial_filter: Tensor) -> None:
+    if not isinstance(out, Tensor):
+        raise TypeError(f"out: expected a tensor, got {type(out).__name__}")
+    if out.dtype != features.dtype:
+        raise TypeError(f"out: expected {features.dtype} as the features, got {out.dtype}")
+    if out.device != features.device:
+        raise ValueError(f"out: expected to be on {features.device} as the features, got {out.device}")
+    _check_shape("out", out, (*features.shape[:2], *spatial_filter.shape[2:]))
+    for dimension, (size, step) in enumerate(zip(out.shape, out.stride(), strict=True)):
+        if size > 1 and step == 0:
+            raise ValueError(f"out: expected a place for each element, got stride 0 in dimension {dimension}")
 
 
 def _apply_filters(
@@ -696,6 +737,13 @@ def _standardised(filters: Tensor, absolute: bool) -> Tensor:
 def _(inputs: Inputs, point: Point) -> Closure:
     _need_native(inputs, point)
     return _closure(ddf, inputs, point)
+
+
+@DDFOp.out("native")
+def _(inputs: Inputs, point: Point, out: Tensor) -> Closure:
+    features, channel_filter, spatial_filter = (inputs[t] for t in ("features", "channel_filter", "spatial_filter"))
+    k, dilation, stride, combine = point.kernel_size, point.dilation, point.stride, point.combine
+    return lambda: ddf(features, channel_filter, spatial_filter, k, dilation, stride, combine, out=out)
 
 
 @DDFOp.impl("composite")

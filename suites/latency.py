@@ -2,8 +2,9 @@
 
 Metrics: `latency_wall` (host clock, the device synchronised on both sides of each call: the method of the authors'
 script), `latency_cold` (last-level cache flushed before each call), on CUDA `latency_device` (replays of a captured
-graph), and with `--malloc default` alone `latency_default_malloc` (the host clock, page faults and all). The result is
-checked first: a wrong one is never timed.
+graph), `latency_out` (the host clock, into an output of the caller's, where the impl offers it), and with
+`--malloc default` alone `latency_default_malloc` (the host clock, page faults and all). The result is checked first: a
+wrong one is never timed.
 """
 
 from __future__ import annotations

@@ -115,3 +115,17 @@ def test_empty_batch_is_right() -> None:
 
 def test_every_op_file_is_present() -> None:
     assert {Path(file).stem for file in FILES.values()} >= {"convolution", "dynamic_filter", "ddf"}
+
+
+def test_an_output_of_the_callers_is_timed_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bench(impl: str) -> Bench:
+        case = made("ddf", "ddf_op", impl).case
+        return Bench(replace(case, process={**PROCESS, "malloc": "steady"}), seed=0, check=True)
+
+    native = bench("native")
+    assert native.max_error() <= native.tolerance
+    assert "latency_out" in native.clocks()
+    assert "latency_out" not in bench("composite").clocks()
+    untouched = replace(native.op.impls["native"], prepare_out=lambda inputs, point, out: out.zero_)
+    monkeypatch.setitem(native.op.impls, "native", untouched)
+    assert bench("native").max_error() > native.tolerance

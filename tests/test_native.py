@@ -613,6 +613,43 @@ def test_ddf_is_the_native_operator() -> None:
     assert torch.equal(ddf(features, channel, spatial, 3, dilation, stride, combine), case.forward())
 
 
+@pytest.mark.parametrize("layout", [contiguous, channels_last, sliced])
+def test_ddf_into_a_given_tensor(layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case((2, 20, 7, 6), 3, Settings(2, 2, "add"), torch.float32)
+    features, channel, spatial, dilation, stride, combine = case.arguments
+    for missing in ("", "no compiler"):
+        out = layout(torch.zeros_like(case.tensors[3]))
+        monkeypatch.setattr(native, "missing", lambda device, missing=missing: missing)
+        assert ddf(features, channel, spatial, 3, dilation, stride, combine, out=out) is out
+        torch.testing.assert_close(out, case.forward(), rtol=1e-5, atol=1e-5)
+
+
+BAD_OUT = [
+    (torch.empty(2, 4, 5, 5), ValueError, r"out: expected shape \(2, 4, 5, 6\), got \(2, 4, 5, 5\)"),
+    (torch.empty(2, 4, 5, 6, dtype=torch.float64), TypeError, "out: expected torch.float32 as the features"),
+    (torch.empty(2, 1, 5, 6).expand(2, 4, 5, 6), ValueError, "out: expected a place for each element.*dimension 1"),
+    (torch.empty(2, 4, 5, 6, device="meta"), ValueError, "out: expected to be on cpu"),
+    (torch.empty(2, 4, 5, 6, requires_grad=True), ValueError, "out: expected no gradient to be wanted"),
+    ([], TypeError, "out: expected a tensor, got list"),
+]
+
+
+@pytest.mark.parametrize(("out", "error", "text"), BAD_OUT)
+def test_wrong_outputs_of_ddf_are_named(out: Any, error: type[Exception], text: str) -> None:
+    given = tensors()
+    with pytest.raises(error, match=f"^{text}"):
+        ddf(given["features"], given["channel_filter"], given["spatial_filter"], out=out)
+
+
+def test_gradients_by_registration_and_by_the_short_way_in_are_the_same() -> None:
+    case = Case((2, 6, 9, 7), 3, Settings(), torch.float32)
+    leaves = [t.requires_grad_() for t in case.tensors[:3]]
+    grads = []
+    for call in (native.apply, lambda *t: torch.ops.ddf.forward(*t, 1, 1, "mul")):
+        grads.append(torch.autograd.grad(call(*leaves), leaves, case.tensors[3]))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 def test_native_impls_refuse_what_they_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     ops, generator = load(ROOT / "ops" / "ddf.py"), torch.Generator()
     for name in ("ddf_op", "ddf"):

@@ -22,6 +22,7 @@ constexpr int64_t kWorkPerThread = 1 << 15;
 struct Kernels {
   const CpuKernels& general;
   const near::Kernels& near;
+  const near::filters::Kernels& near_filters;
 };
 
 Kernels kernels() {
@@ -32,13 +33,15 @@ Kernels kernels() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && DDF_WIDEST_VECTOR >= 512) return {kernels_avx512, near::kernels_avx512};
-    if (avx2 && DDF_WIDEST_VECTOR >= 256) return {kernels_avx2, near::kernels_avx2};
-    return {kernels_baseline, near::kernels_baseline};
+    if (avx512 && DDF_WIDEST_VECTOR >= 512)
+      return {kernels_avx512, near::kernels_avx512, near::filters::kernels_avx512};
+    if (avx2 && DDF_WIDEST_VECTOR >= 256)
+      return {kernels_avx2, near::kernels_avx2, near::filters::kernels_avx2};
+    return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline};
   }();
   return best;
 #else
-  return {kernels_baseline, near::kernels_baseline};
+  return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline};
 #endif
 }
 
@@ -100,12 +103,16 @@ void cpu_forward(const Params& params, ParallelFor parallel_for) {
 }
 
 void cpu_backward(const Params& params, ParallelFor parallel_for) {
-  const auto [general, near] = kernels();
+  const auto [general, near, filters] = kernels();
   if (params.grad_features.data) {
     run(params, near.grad_features, general.grad_features, parallel_for);
   }
-  if (params.grad_channel.data) run(params, general.grad_channel(params), parallel_for);
-  if (params.grad_spatial.data) run(params, general.grad_spatial(params), parallel_for);
+  if (params.grad_channel.data) {
+    run(params, filters.grad_channel, general.grad_channel, parallel_for);
+  }
+  if (params.grad_spatial.data) {
+    run(params, filters.grad_spatial, general.grad_spatial, parallel_for);
+  }
 }
 
 }  // namespace ddf

@@ -41,5 +41,20 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
 
+namespace filters {
+
+// The gradients of the filters, likewise.
+struct Kernels {
+  Job (*grad_channel)(const Params&);
+  Job (*grad_spatial)(const Params&);
+};
+
+extern const Kernels kernels_baseline;
+#ifdef __x86_64__
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace filters
 }  // namespace near
 }  // namespace ddf

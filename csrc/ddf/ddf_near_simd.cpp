@@ -23,17 +23,7 @@
 // go through scratch memory. Each output is summed by one thread in the order of the taps, so that
 // the same bits come out for any number of threads.
 
-#include "ddf/ddf_cpu.h"
-#include "ddf/scratch.h"
-#include "ddf/simd.h"
-
-// Loops over taps, rows and pixels of a tile, whose vectors then are registers. Not under the
-// address sanitizer, where they would take minutes to compile.
-#ifdef __SANITIZE_ADDRESS__
-#define DDF_UNROLL
-#else
-#define DDF_UNROLL _Pragma("GCC unroll 64")
-#endif
+#include "ddf/near.h"
 
 namespace ddf::near {
 namespace {
@@ -42,19 +32,8 @@ constexpr int kPixels = 2;
 constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
 constexpr int64_t kStreamedBytes = 8 << 20;  // more than stays in caches until it is read
+constexpr int64_t kFetchedBytes = 32 << 20;  // more than any cache holds
 constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
-
-template <bool value_>
-struct Masked {
-  static constexpr bool value = value_;
-};
-
-// Lanes of the vector at x that a tap at `shift` finds inside a row of this width.
-inline LaneBits inside(int64_t x, int64_t shift, int64_t width, int64_t lanes) {
-  const int64_t first = most(0, -(x + shift)), last = least(lanes, width - (x + shift));
-  if (last <= first) return 0;
-  return static_cast<LaneBits>(((1u << last) - 1) & ~((1u << first) - 1));
-}
 
 // A row of a source or a target: of channel c it begins at data + c*stride, if it moves with the
 // channel, which scratch memory does not.
@@ -72,14 +51,6 @@ struct Strip {
   Row<const A> in[kRows + K - 1];
   Row<A> out[kRows];
   const A* spatial;  // packed in the order in which `sweep` uses it
-};
-
-// How a row of targets is cut into vectors: whole ones and, for a rest of at most half a vector, a
-// half one. Whole vectors from `inner` to `outer` need no masks.
-struct Cut {
-  int64_t whole = 0, half = 0, inner = 0, outer = 0;
-  const LaneBits* masks = nullptr;  // K + 1 for each vector, see `step`
-  bool streamed = false;            // whole vectors are stored past the caches
 };
 
 // One vector of each row of a strip. `masks` holds, for each column of taps, the lanes that lie
@@ -117,10 +88,11 @@ inline __attribute__((always_inline)) void step(const V* c, const A* const* in, 
   }
 }
 
-// Computes strips of one channel, whose filter is `channel`.
+// Computes strips of one channel, whose filter is `channel`. What is too large for the caches is
+// fetched ahead for the next channel, which lies `next` elements further on.
 template <typename A, int K, int kRows, bool kAdd>
 void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
-           const A* channel, int64_t in_offset, int64_t out_offset) {
+           const A* channel, int64_t in_offset, int64_t out_offset, int64_t next) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
   Vector<A> c[K * K];
   DDF_UNROLL
@@ -137,6 +109,10 @@ void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const
     int64_t x = 0;
     const auto vectors = [&](int64_t last, auto masked) __attribute__((always_inline)) {
       for (; x < last; x += kLanes<A>, spatial += kLength, masks += K + 1) {
+        if (cut.ahead) {
+          DDF_UNROLL
+          for (int r = 0; r < kRows; ++r) __builtin_prefetch(in[r + K / 2] + x + next);
+        }
         step<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x,
                                                                  cut.streamed);
       }
@@ -157,15 +133,10 @@ void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const
   }
 }
 
-// Elements as they are summed: no conversion, and adjacent in a row.
+// Of a source or target.
 template <typename T>
-bool plain(const View& view) {
-  return sizeof(T) == sizeof(Accumulator<T>) && view.stride[3] == 1;
-}
-
-template <typename T>
-Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int64_t d) {
-  return reinterpret_cast<Accumulator<T>*>(at<T>(view, a, b, c, d));
+int64_t bytes(const Params& p) {
+  return p.batch * p.channels * p.height * p.width * int64_t{sizeof(T)};
 }
 
 // Whether a target is to be stored past the caches: it would not stay in them, and to fetch its
@@ -174,10 +145,9 @@ Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int6
 template <typename T>
 bool streams(const Params& p, const View& target, int64_t row) {
   constexpr int64_t width = kLanes<Accumulator<T>>;
-  const int64_t bytes = p.batch * p.channels * p.height * p.width * int64_t{sizeof(T)};
   bool aligned = reinterpret_cast<uintptr_t>(target.data) % kVectorBytes == 0 && row % width == 0;
   for (int64_t stride : target.stride) aligned = aligned && (stride == 1 || stride % width == 0);
-  return sizeof(T) == sizeof(Accumulator<T>) && aligned && bytes >= kStreamedBytes;
+  return sizeof(T) == sizeof(Accumulator<T>) && aligned && bytes<T>(p) >= kStreamedBytes;
 }
 
 // A tile of targets and what its sweep needs: forward, or backward with the taps reversed.
@@ -197,7 +167,6 @@ struct Tile {
   A* row;           // of S, zero where there is none
   A *zeros, *dump;  // rows outside the source; of targets that there are not
   A* numbers;       // C of an item's channels
-  LaneBits* masks;
   Strip<A, K, kRows>* strips;
   A *in, *out;  // a source and a target that cannot be read and written in place
 
@@ -212,52 +181,31 @@ struct Tile {
     rows = round_up(even_part(p.height, kTileBytes / (size * columns)), kRows);
     down = ceil_div(p.height, rows);
     across = ceil_div(p.width, columns);
-    const int64_t rest = columns % kLanes<A>;
-    cut.half = kHalves && rest > 0 && rest <= kLanes<A> / 2 ? 1 : 0;
-    cut.whole = columns / kLanes<A> + (rest > 0 && !cut.half);
+    cut.template cut<A>(columns);
 
     spatial = arena.take<A>(kTaps * rows * lanes());
     row = arena.take<A>(lanes());
     zeros = arena.take<A>(p.width);
     dump = arena.take<A>(p.width);
     numbers = arena.take<A>(kChannelBlock * kTaps);
-    masks = arena.take<LaneBits>((cut.whole + cut.half) * (K + 1));
+    cut.masks = arena.take<LaneBits>(cut.vectors() * (K + 1));
     strips = arena.take<Strip<A, K, kRows>>(rows / kRows);
     in = plain<T>(source) ? nullptr : arena.take<A>((rows + K - 1) * p.width);
     out = plain<T>(target) ? nullptr : arena.take<A>(rows * p.width);
-    cut.masks = masks;
     cut.streamed = !out && columns == p.width && streams<T>(p, target, p.width);
+    cut.ahead = bytes<T>(p) >= kFetchedBytes;
   }
 
   int64_t count() const { return down * across; }
-  int64_t lanes() const { return cut.whole * kLanes<A> + cut.half * (kLanes<A> / 2); }
+  int64_t lanes() const { return cut.template lanes<A>(); }
 
   void move_to(int64_t sample, int64_t index) {
     n = sample;
     y0 = index / across * rows;
     x0 = index % across * columns;
-    set_masks();
+    cut.template set<A, K>(x0, columns, p.width);
     for (int64_t y = 0; y < rows; y += kRows) set_strip(strips[y / kRows], y);
     pack();
-  }
-
-  void set_masks() {
-    const int64_t width = least(columns, p.width - x0);
-    cut.inner = cut.outer = kFreeMasks ? 0 : -1;
-    for (int64_t v = 0; v < cut.whole + cut.half; ++v) {
-      const int64_t x = v * kLanes<A>, length = v < cut.whole ? kLanes<A> : kLanes<A> / 2;
-      LaneBits* bits = masks + v * (K + 1);
-      for (int64_t dx = 0; dx < K; ++dx) bits[dx] = inside(x0 + x, dx - kPad, p.width, length);
-      bits[K] = inside(x, 0, width, length);
-      if (kFreeMasks) continue;
-      LaneBits all = inside(0, 0, length, length);
-      for (int64_t i = 0; i <= K; ++i) all &= bits[i];
-      const bool full = all == inside(0, 0, length, length);
-      if (full && cut.inner < 0) cut.inner = cut.outer = v;
-      if (full) cut.outer = v + 1;
-    }
-    cut.inner = most(0, cut.inner);
-    cut.outer = most(0, cut.outer);
   }
 
   void set_strip(Strip<A, K, kRows>& strip, int64_t y) {
@@ -307,7 +255,7 @@ struct Tile {
                  last - first);
       }
     }
-    const LaneBits* bits = masks + (backward ? dx : K);
+    const LaneBits* bits = cut.masks + (backward ? dx : K);
     const LaneBits all = exists ? ~LaneBits{0} : 0;
     A* to = spatial + y / kRows * kRows * kTaps * lanes();
     const int64_t slot = this->slot(y % kRows, dy, dx);
@@ -377,7 +325,7 @@ struct Tile {
         for (int64_t c = begin; c < begin + together; ++c) {
           sweep<A, K, kRows, kAdd>(strips + i, strips + i + step, cut,
                                    channel + (c - first) * kTaps, c * source.stride[1],
-                                   c * target.stride[1]);
+                                   c * target.stride[1], source.stride[1]);
         }
       }
       if (out) store_target(begin);
@@ -582,7 +530,7 @@ Job job(const Params& p) {
   const View& target = kBackward ? p.grad_features : p.out;
   const bool adjacent = source.stride[1] == 1 && target.stride[1] == 1;
   const bool enough = p.channels >= kLanes<Accumulator<T>>;
-  if constexpr (K > 3 && sizeof(T) != 4) {
+  if constexpr (K > kLargestKernel || (K > 3 && sizeof(T) != 4)) {
     return {};  // rarely wanted, and half of this file's time to compile
   } else if (adjacent && enough) {
     return pixels_job<T, K, kBackward>(p);

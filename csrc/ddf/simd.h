@@ -200,6 +200,21 @@ inline void keep([[maybe_unused]] V& vector) {
 #endif
 }
 
+// Lane i is that of `index[i]` in a and b together.
+template <typename A>
+inline Vector<A> shuffle(Vector<A> a, Vector<A> b, Words index) {
+#if defined(__clang__)
+  Vector<A> result = {};
+  for (int i = 0; i < kLanes<A>; ++i) {
+    const int from = static_cast<int>(index[i]);
+    result[i] = from < kLanes<A> ? a[from] : b[from - kLanes<A>];
+  }
+  return result;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 template <typename A>
 using HalfVector = VectorOfBytes<A, kVectorBytes / 2>;
 

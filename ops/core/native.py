@@ -11,7 +11,7 @@ import functools
 import sys
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,12 +51,16 @@ def apply(
     Raises:
         RuntimeError: if an argument does not fit; the text names it, its shape and what was expected.
     """
-    forward = torch.ops.ddf.forward.default
-    if _may_be_traced() or (torch.is_grad_enabled() and _wants_gradient(features, channel_filter, spatial_filter)):
-        return forward(features, channel_filter, spatial_filter, dilation, stride, combine)
-    # autograd would do the same after 4 us in Python, as long as a 7 x 7 plane takes
-    with _below_autograd():
-        return forward(features, channel_filter, spatial_filter, dilation, stride, combine)
+    arguments = features, channel_filter, spatial_filter, dilation, stride, combine
+    if _may_be_traced():
+        return cast(Tensor, torch.ops.ddf.forward.default(*arguments))
+    if not (torch.is_grad_enabled() and _wants_gradient(*arguments[:3])):
+        # autograd would do the same after 4 us in Python, as long as a 7 x 7 plane takes
+        with _below_autograd():
+            return cast(Tensor, torch.ops.ddf.forward.default(*arguments))
+    if torch.is_autocast_enabled(features.device.type) or _transforms_active():
+        return cast(Tensor, torch.ops.ddf.forward.default(*arguments))
+    return cast(Tensor, _Differentiable.apply(*arguments))
 
 
 def apply_out(
@@ -85,9 +89,10 @@ def _may_be_traced() -> bool:
     return torch.compiler.is_compiling() or _tracing_state() is not None
 
 
-# Private names, so guarded: a torch without them goes through autograd in Python, or tells of no trace.
+# Private names, so guarded: a torch without them goes through the registered autograd, or tells of no trace.
 _below_autograd: Any = getattr(torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext)
 _tracing_state: Any = getattr(torch._C, "_get_tracing_state", lambda: None)
+_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 @functools.cache
@@ -240,6 +245,24 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:3]
     gradients = torch.ops.ddf.backward(grad, *ctx.saved_tensors, *ctx.settings, *wanted)
     return *(g if wants else None for g, wants in zip(gradients, wanted, strict=True)), None, None, None
+
+
+class _Differentiable(torch.autograd.Function):
+    """What is registered with autograd, without the 40 us that torch takes in Python to find it by its schema."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:  # a setup_context of its own would cost 20 us
+        with _below_autograd():
+            output = cast(Tensor, torch.ops.ddf.forward.default(*arguments))
+        _keep_inputs(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # a second derivative may be asked for, which is refused by name
+            return _differentiate(ctx, grad)
+        with _below_autograd():
+            return _differentiate(ctx, grad)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:

@@ -1,0 +1,699 @@
+// The gradients of the two filters where taps are adjacent (stride 1, dilation 1, k = 3, 5, 7); one
+// thread's part, compiled once per instruction set (KERNELS names the table it defines).
+//
+//   grad_C[n,c,j]   = sum_yx g[n,c,y,x] * F[n,c,y+dy_j,x+dx_j] * (mul: S[n,j,y,x])
+//   grad_S[n,j,y,x] = sum_c  g[n,c,y,x] * F[n,c,y+dy_j,x+dx_j] * (mul: C[n,c,j])
+//
+// Floor per pixel and channel at k = 3, for each: 9 products and 9 multiply-adds, or `add` 9
+// multiply-adds. Products cannot be shared between the two: the sums of one would have to be loaded
+// and stored at each of its terms, which takes as long as to multiply again.
+//
+// The sums of all taps stay in registers (k = 3), or those of a column of taps (k = 5, 7), which
+// then takes k passes over rows in the first-level cache. A loaded row of F serves several rows of
+// g, as in ddf_near_simd.cpp: four for grad_C, whose lanes are added up at the end; two for grad_S,
+// where a row of pixels has sums of its own, of which 18 are registers of 16 lanes at k = 3.
+//
+//   grad_C   an item is a block of channels: one thread sums a channel's plane. S is packed in the
+//            order of its use and stays in the first-level cache while they pass.
+//   grad_S   an item is a few rows: one thread sums their channels, a block of them at a time.
+//
+// Each sum is taken in an order that the shape alone decides, so that the same bits come out for
+// any number of threads.
+
+#include "ddf/near.h"
+
+namespace ddf::near::filters {
+namespace {
+
+constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
+constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
+constexpr int64_t kSumBytes = 64 << 10;      // of grad_S of an item
+constexpr int64_t kReducedChannels = 16;     // of an item of grad_C: they share a segment
+constexpr int64_t kBlock = 16;               // channels between a load and a store of grad_S
+constexpr int64_t kItems = 16;               // of grad_S in a plane that has the rows for it
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr bool kManyRegisters = true;
+#else
+constexpr bool kManyRegisters = false;
+#endif
+
+// Columns of taps whose sums are in registers, and rows that are summed together.
+template <int K>
+constexpr int kColumns = K == 3 ? 3 : 1;
+constexpr int kTallRows = 4;
+template <int K>
+constexpr int kWideRows = kManyRegisters && K == 5 ? 4
+                          : kManyRegisters         ? 2
+                                                   : 1;
+
+// A row of a block of channels: that of the block's c-th channel begins at data + c*step. Rows
+// outside the plane are one row of zeros.
+template <typename A>
+struct Row {
+  const A* data;
+  int64_t step;
+};
+
+// Rows become columns: in log2(lanes) steps, each of which swaps the off-diagonal blocks of twice
+// its size.
+template <typename A>
+inline void transpose(Vector<A>* rows) {
+  using Index = Words;  // of a lane of two vectors
+  static_assert(sizeof(A) == 4, "an index is as wide as an element");
+  DDF_UNROLL
+  for (int size = 1; size < kLanes<A>; size *= 2) {
+    Index low = {}, high = {};
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) {
+      low[i] = static_cast<uint32_t>(i & size ? i - size + kLanes<A> : i);
+      high[i] = static_cast<uint32_t>(i & size ? i + kLanes<A> : i + size);
+    }
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) {
+      if (i & size) continue;
+      const Vector<A> a = rows[i], b = rows[i + size];
+      rows[i] = shuffle<A>(a, b, low);
+      rows[i + size] = shuffle<A>(a, b, high);
+    }
+  }
+}
+
+// Copies `count` pixels of kLanes adjacent channels, `step` elements apart, to a row for each
+// channel, `pitch` elements apart.
+template <typename A>
+void copy_pixels(A* to, int64_t pitch, const A* from, int64_t step, int64_t count) {
+  int64_t x = 0;
+  for (; x + kLanes<A> <= count; x += kLanes<A>) {
+    Vector<A> block[kLanes<A>];
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) block[i] = load(from + (x + i) * step);
+    transpose<A>(block);
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) store(to + i * pitch + x, block[i]);
+  }
+  for (; x < count; ++x) {
+    for (int i = 0; i < kLanes<A>; ++i) to[i * pitch + x] = from[x * step + i];
+  }
+}
+
+// The planes of a block of channels, read in place, or copied where elements are not adjacent or
+// have 16 bits.
+template <typename T>
+struct Planes {
+  using A = Accumulator<T>;
+
+  const Params& p;
+  const View& view;
+  const int64_t pad, rows;  // above and below a tile; of a copy
+  const A* zeros;
+  A* copy;
+  int64_t n = 0, first = 0, y0 = 0, x0 = 0;
+
+  Planes(const Params& p, const View& view, int64_t pad, int64_t tile_rows, int64_t channels,
+         const A* zeros, Arena& arena)
+      : p(p), view(view), pad(pad), rows(tile_rows + 2 * pad), zeros(zeros) {
+    copy = plain<T>(view) ? nullptr : arena.take<A>(channels * rows * p.width);
+  }
+
+  void move_to(int64_t sample, int64_t channel, int64_t channels, int64_t y, int64_t x,
+               int64_t columns) {
+    n = sample;
+    first = channel;
+    y0 = y;
+    x0 = x;
+    if (!copy) return;
+    const int64_t left = most(0, x - pad), right = least(p.width, x + columns + pad);
+    int64_t c = 0;
+    if constexpr (sizeof(T) == 4) {
+      for (; view.stride[1] == 1 && c + kLanes<A> <= channels; c += kLanes<A>) {
+        for (int64_t i = most(0, pad - y); i < least(rows, p.height + pad - y); ++i) {
+          copy_pixels<A>(copy + (c * rows + i) * p.width + left, rows * p.width,
+                         at<T>(view, n, first + c, y + i - pad, left), view.stride[3],
+                         right - left);
+        }
+      }
+    }
+    for (; c < channels; ++c) {
+      for (int64_t i = most(0, pad - y); i < least(rows, p.height + pad - y); ++i) {
+        copy_row(copy + (c * rows + i) * p.width + left,
+                 at<T>(view, n, first + c, y + i - pad, left), view.stride[3], right - left);
+      }
+    }
+  }
+
+  Row<A> row(int64_t y) const {
+    if (y < 0 || y >= p.height) return {zeros + x0, 0};
+    if (copy) return {copy + (y - y0 + pad) * p.width + x0, rows * p.width};
+    return {plain_at<T>(view, n, first, y, x0), view.stride[1]};
+  }
+};
+
+// How planes are cut into tiles.
+struct Tiles {
+  int64_t rows, columns, down, across;
+
+  int64_t count() const { return down * across; }
+};
+
+// Vectors to and from registers, one by one: a copy of the whole array would keep it in memory.
+template <typename V, typename A>
+inline __attribute__((always_inline)) void load_all(V* to, const A* from, int count) {
+  DDF_UNROLL
+  for (int i = 0; i < count; ++i) to[i] = load_as<V>(from + i * sizeof(V) / sizeof(A));
+}
+
+template <typename V, typename A>
+inline __attribute__((always_inline)) void store_all(A* to, const V* from, int count) {
+  DDF_UNROLL
+  for (int i = 0; i < count; ++i) memcpy(to + i * sizeof(V) / sizeof(A), &from[i], sizeof(V));
+}
+
+// Adds up the lanes.
+template <typename A, int kBytes>
+A total(VectorOfBytes<A, kBytes> vector) {
+  if constexpr (kBytes > 2 * sizeof(A)) {
+    VectorOfBytes<A, kBytes / 2> halves[2];
+    memcpy(halves, &vector, sizeof(vector));
+    return total<A, kBytes / 2>(halves[0] + halves[1]);
+  } else {
+    return vector[0] + vector[1];
+  }
+}
+
+// ---- gradient of the channel filter ----
+
+template <typename A, int K, int kRows>
+struct Strip {
+  Row<A> in[kRows + K - 1], out[kRows];
+  const A* spatial;  // packed: by group of columns, by vector, in the order of `add_to_taps`
+};
+
+// One vector of each row of a strip, for the columns of taps from `dx` on.
+template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A>
+inline __attribute__((always_inline)) void add_to_taps(V* sum, const A* const* in,
+                                                       const A* const* out, const A* spatial,
+                                                       const LaneBits* masks, int64_t x,
+                                                       int64_t dx) {
+  V g[kRows];
+  DDF_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    g[r] = kMasked ? load_lanes<V>(out[r] + x, masks[K]) : load_as<V>(out[r] + x);
+  }
+  DDF_UNROLL
+  for (int y = 0; y < kRows + K - 1; ++y) {
+    DDF_UNROLL
+    for (int i = 0; i < kColumns<K>; ++i) {
+      const A* from = in[y] + x + dx + i - K / 2;
+      V f = kMasked ? load_lanes<V>(from, masks[dx + i]) : load_as<V>(from);
+      keep(f);
+      DDF_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        if (y < r || y - r >= K) continue;
+        V& to = sum[(y - r) * kColumns<K> + i];
+        if (kAdd) {
+          to += g[r] * f;
+        } else {
+          to += g[r] * f * load_as<V>(spatial);
+          spatial += sizeof(V) / sizeof(A);
+        }
+      }
+    }
+  }
+}
+
+// Adds what strips of the channel `c` of a block give to its sums: whole vectors for each tap, then
+// half ones.
+template <typename A, int K, int kRows, bool kAdd>
+void sweep_taps(A* sums, const Strip<A, K, kRows>* begin, const Strip<A, K, kRows>* end, int64_t c,
+                const Cut& cut) {
+  constexpr int kSums = K * kColumns<K>;
+  constexpr int64_t kSlots = kRows * kSums;
+  A* halves = sums + K * K * kLanes<A>;
+  for (int64_t dx = 0; dx < K; dx += kColumns<K>) {
+    Vector<A> sum[kSums];
+    load_all(sum, sums, kSums);
+    for (const Strip<A, K, kRows>* strip = begin; strip < end; ++strip) {
+      const A *in[kRows + K - 1], *out[kRows];
+      DDF_UNROLL
+      for (int y = 0; y < kRows + K - 1; ++y) in[y] = strip->in[y].data + c * strip->in[y].step;
+      DDF_UNROLL
+      for (int r = 0; r < kRows; ++r) out[r] = strip->out[r].data + c * strip->out[r].step;
+      const A* spatial = strip->spatial + dx / kColumns<K> * kSlots * cut.template lanes<A>();
+      const LaneBits* masks = cut.masks;
+      int64_t x = 0;
+      const auto vectors = [&](int64_t last, auto masked) __attribute__((always_inline)) {
+        for (; x < last; x += kLanes<A>, spatial += kSlots * kLanes<A>, masks += K + 1) {
+          DDF_UNROLL
+          for (int y = K / 2; y < kRows + K / 2; ++y) {
+            __builtin_prefetch(in[y] + x + strip->in[y].step);
+            __builtin_prefetch(out[y - K / 2] + x + strip->out[y - K / 2].step);
+          }
+          add_to_taps<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(sum, in, out, spatial,
+                                                                          masks, x, dx);
+        }
+      };
+      if constexpr (!kFreeMasks) {
+        vectors(cut.inner * kLanes<A>, Masked<true>{});
+        vectors(cut.outer * kLanes<A>, Masked<false>{});
+      }
+      vectors(cut.whole * kLanes<A>, Masked<true>{});
+      if constexpr (kHalves) {
+        if (cut.half) {
+          HalfVector<A> half[kSums];
+          load_all(half, halves, kSums);
+          add_to_taps<HalfVector<A>, K, kRows, kAdd, true>(half, in, out, spatial, masks, x, dx);
+          store_all(halves, half, kSums);
+        }
+      }
+    }
+    store_all(sums, sum, kSums);
+    sums += kSums * kLanes<A>;
+    halves += kSums * (kLanes<A> / 2);
+  }
+}
+
+template <typename T, int K>
+struct ChannelGradient {
+  using A = Accumulator<T>;
+  static constexpr int64_t kTaps = K * K;
+  static constexpr int64_t kSumsSize = kTaps * (kLanes<A> + kLanes<A> / 2);
+
+  const Params& p;
+  Tiles tiles;
+  int64_t y0 = 0, x0 = 0, height = 0;  // of the tile
+  Cut cut;
+
+  A* zeros;
+  A* spatial;  // S of the tile, packed
+  A* row;      // of S
+  A* sums;     // of a channel: whole vectors, then half ones
+  Planes<T> features, gradient;
+  Strip<A, K, kTallRows>* tall;
+  Strip<A, K, 1>* single;  // what four does not divide
+
+  ChannelGradient(const Params& p, Arena& arena)
+      : p(p),
+        tiles(cut_tiles(p)),
+        cut(whole_and_half(tiles.columns)),
+        zeros(arena.take<A>(p.width)),
+        spatial(arena.take<A>(kTaps * tiles.rows * cut.template lanes<A>())),
+        row(arena.take<A>(cut.template lanes<A>())),
+        sums(arena.take<A>(kReducedChannels * kSumsSize)),
+        features(p, p.features, K / 2, tiles.rows, kReducedChannels, zeros, arena),
+        gradient(p, p.out, 0, tiles.rows, kReducedChannels, zeros, arena) {
+    tall = arena.take<Strip<A, K, kTallRows>>(tiles.rows / kTallRows);
+    single = arena.take<Strip<A, K, 1>>(kTallRows);
+    cut.masks = arena.take<LaneBits>(cut.vectors() * (K + 1));
+  }
+
+  static Tiles cut_tiles(const Params& p) {
+    constexpr int64_t size = kTaps * static_cast<int64_t>(sizeof(A));  // of S of a pixel
+    Tiles t;
+    t.columns = least(
+        p.width, round_up(even_part(p.width, 4 * kSegmentBytes / (kTallRows * size)), kLanes<A>));
+    t.rows =
+        least(p.height, round_up(even_part(p.height, kTileBytes / (size * t.columns)), kTallRows));
+    t.down = ceil_div(p.height, t.rows);
+    t.across = ceil_div(p.width, t.columns);
+    return t;
+  }
+
+  static Cut whole_and_half(int64_t columns) {
+    Cut cut;
+    cut.template cut<A>(columns);
+    return cut;
+  }
+
+  int64_t tall_strips() const { return height / kTallRows; }
+  int64_t single_strips() const { return height % kTallRows; }
+
+  void move_to(int64_t n, int64_t tile) {
+    y0 = tile / tiles.across * tiles.rows;
+    x0 = tile % tiles.across * tiles.columns;
+    height = least(tiles.rows, p.height - y0);
+    cut.template set<A, K>(x0, tiles.columns, p.width);
+    if (p.combine == Combine::mul) pack(n);
+  }
+
+  // S of the tile, strip by strip in the order of its use.
+  void pack(int64_t n) {
+    for (int64_t y = 0; y < height; ++y) {
+      const bool in_tall = y < tall_strips() * kTallRows;
+      const int64_t rows = in_tall ? kTallRows : 1, r = in_tall ? y % kTallRows : 0;
+      A* strip = spatial + (y - r) * kTaps * cut.template lanes<A>();
+      for (int64_t j = 0; j < kTaps; ++j) {
+        const int64_t dy = j / K, group = j % K / kColumns<K>, i = j % K % kColumns<K>;
+        const int64_t slots = rows * K * kColumns<K>;
+        const A* from = row;
+        if (plain<T>(p.spatial)) {
+          from = plain_at<T>(p.spatial, n, j, y0 + y, x0);
+        } else {
+          copy_row(row, at<T>(p.spatial, n, j, y0 + y, x0), p.spatial.stride[3],
+                   least(tiles.columns, p.width - x0));
+        }
+        pack_row(strip + group * slots * cut.template lanes<A>(), slots, slot(rows, r, dy, i),
+                 from);
+      }
+    }
+  }
+
+  void pack_row(A* to, int64_t slots, int64_t slot, const A* from) {
+    const LaneBits* bits = cut.masks + K;
+    for (int64_t v = 0; v < cut.whole; ++v, from += kLanes<A>, bits += K + 1) {
+      store(to + slot * kLanes<A>, load_lanes<Vector<A>>(from, *bits));
+      to += slots * kLanes<A>;
+    }
+    if constexpr (kHalves) {
+      if (cut.half) {
+        const auto half = load_lanes<HalfVector<A>>(from, *bits);
+        memcpy(to + slot * (kLanes<A> / 2), &half, sizeof(half));
+      }
+    }
+  }
+
+  // When `add_to_taps` uses the tap of row dy and column i for row r of a strip.
+  static int64_t slot(int64_t rows, int64_t r, int64_t dy, int64_t i) {
+    const auto using_row = [rows](int64_t y) {
+      return least(y, rows - 1) - most(0, y - K + 1) + 1;
+    };
+    int64_t before = 0;
+    for (int64_t y = 0; y < r + dy; ++y) before += using_row(y) * kColumns<K>;
+    return before + i * using_row(r + dy) + r - most(0, r + dy - K + 1);
+  }
+
+  template <int kRows>
+  void set_strip(Strip<A, K, kRows>& strip, int64_t y) {
+    for (int i = 0; i < kRows + K - 1; ++i) strip.in[i] = features.row(y0 + y + i - K / 2);
+    for (int r = 0; r < kRows; ++r) strip.out[r] = gradient.row(y0 + y + r);
+    strip.spatial = spatial + y * kTaps * cut.template lanes<A>();
+  }
+
+  // Adds what the tile gives to the sums of these channels.
+  template <bool kAdd>
+  void run(int64_t n, int64_t first, int64_t channels) {
+    features.move_to(n, first, channels, y0, x0, tiles.columns);
+    gradient.move_to(n, first, channels, y0, x0, tiles.columns);
+    for (int64_t i = 0; i < tall_strips(); ++i) set_strip(tall[i], i * kTallRows);
+    for (int64_t i = 0; i < single_strips(); ++i) {
+      set_strip(single[i], tall_strips() * kTallRows + i);
+    }
+    const int64_t strip_bytes = kTallRows * kTaps * cut.template lanes<A>() * int64_t{sizeof(A)};
+    const int64_t step = most(1, kSegmentBytes / strip_bytes);
+    for (int64_t i = 0; i < tall_strips(); i += step) {
+      for (int64_t c = 0; c < channels; ++c) {
+        sweep_taps<A, K, kTallRows, kAdd>(sums + c * kSumsSize, tall + i,
+                                          tall + least(i + step, tall_strips()), c, cut);
+      }
+    }
+    if (single_strips() == 0) return;
+    for (int64_t c = 0; c < channels; ++c) {
+      sweep_taps<A, K, 1, kAdd>(sums + c * kSumsSize, single, single + single_strips(), c, cut);
+    }
+  }
+
+  void store_sums(int64_t n, int64_t first, int64_t channels) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const A* whole = sums + c * kSumsSize;
+      const A* halves = whole + kTaps * kLanes<A>;
+      for (int64_t i = 0; i < kTaps; ++i) {
+        A sum = 0;
+        if (cut.whole) sum += total<A, kVectorBytes>(load(whole + i * kLanes<A>));
+        if (cut.half) {
+          sum += total<A, kVectorBytes / 2>(load_as<HalfVector<A>>(halves + i * kLanes<A> / 2));
+        }
+        // by group of columns, by row, by column of the group
+        const int64_t group = i / (K * kColumns<K>), dy = i / kColumns<K> % K;
+        store_one(at<T>(p.grad_channel, n, first + c, dy, group * kColumns<K> + i % kColumns<K>),
+                  sum);
+      }
+    }
+  }
+};
+
+int64_t channel_groups(const Params& p) { return ceil_div(p.channels, kReducedChannels); }
+
+template <typename T, int K>
+void grad_channel(const Params& p, int64_t begin, int64_t end, void* scratch) {
+  Arena arena(scratch);
+  ChannelGradient<T, K> gradient(p, arena);
+  clear(gradient.zeros, p.width);
+  int64_t loaded = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / channel_groups(p);
+    const int64_t first = item % channel_groups(p) * kReducedChannels;
+    const int64_t channels = least(kReducedChannels, p.channels - first);
+    clear(gradient.sums, channels * gradient.kSumsSize);
+    for (int64_t tile = 0; tile < gradient.tiles.count(); ++tile) {
+      if (gradient.tiles.count() > 1 || n != loaded) gradient.move_to(n, tile);
+      if (p.combine == Combine::add) {
+        gradient.template run<true>(n, first, channels);
+      } else {
+        gradient.template run<false>(n, first, channels);
+      }
+    }
+    loaded = n;
+    gradient.store_sums(n, first, channels);
+  }
+}
+
+template <typename T, int K>
+Job grad_channel_job(const Params& p) {
+  Arena arena(nullptr);
+  const ChannelGradient<T, K> gradient(p, arena);
+  return {p.batch * channel_groups(p), kReducedChannels * K * K * p.height * p.width, arena.used(),
+          grad_channel<T, K>};
+}
+
+// ---- gradient of the spatial filter ----
+
+// Adds what a block of channels gives to one vector of each of kRows rows, for the columns of taps
+// from `dx` on.
+template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A>
+inline __attribute__((always_inline)) void add_to_pixels(A* sums, const Row<A>* in,
+                                                         const Row<A>* out, const A* channel,
+                                                         int64_t channels, const LaneBits* masks,
+                                                         int64_t x, int64_t dx) {
+  constexpr int kSums = K * kColumns<K> * kRows;
+  V sum[kSums];
+  load_all(sum, sums, kSums);
+  const A *from[kRows + K - 1], *grad[kRows];
+  DDF_UNROLL
+  for (int y = 0; y < kRows + K - 1; ++y) from[y] = in[y].data + x + dx - K / 2;
+  DDF_UNROLL
+  for (int r = 0; r < kRows; ++r) grad[r] = out[r].data + x;
+  channel += dx;
+  for (int64_t c = 0; c < channels; ++c, channel += K * K) {
+    V g[kRows];
+    DDF_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      g[r] = kMasked ? load_lanes<V>(grad[r], masks[K]) : load_as<V>(grad[r]);
+      __builtin_prefetch(grad[r] + sizeof(V) / sizeof(A));
+      grad[r] += out[r].step;
+    }
+    DDF_UNROLL
+    for (int y = 0; y < kRows + K - 1; ++y) {
+      DDF_UNROLL
+      for (int i = 0; i < kColumns<K>; ++i) {
+        V f = kMasked ? load_lanes<V>(from[y] + i, masks[dx + i]) : load_as<V>(from[y] + i);
+        keep(f);
+        DDF_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          if (y < r || y - r >= K) continue;
+          const V product = g[r] * f;
+          V& to = sum[((y - r) * kColumns<K> + i) * kRows + r];
+          to += kAdd ? product : product * channel[(y - r) * K + i];
+        }
+      }
+      __builtin_prefetch(from[y] + K - 1 + sizeof(V) / sizeof(A));
+      from[y] += in[y].step;
+    }
+  }
+  store_all(sums, sum, kSums);
+}
+
+// Adds what a block of channels gives to kRows rows.
+template <typename A, int K, int kRows, bool kAdd>
+void sweep_pixels(A* sums, const Row<A>* in, const Row<A>* out, const A* channel, int64_t channels,
+                  const Cut& cut) {
+  constexpr int64_t kSums = K * kColumns<K> * kRows;
+  for (int64_t dx = 0; dx < K; dx += kColumns<K>) {
+    const LaneBits* masks = cut.masks;
+    int64_t x = 0;
+    const auto vectors = [&](int64_t last, auto masked) __attribute__((always_inline)) {
+      for (; x < last; x += kLanes<A>, sums += kSums * kLanes<A>, masks += K + 1) {
+        add_to_pixels<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(sums, in, out, channel,
+                                                                          channels, masks, x, dx);
+      }
+    };
+    if constexpr (!kFreeMasks) {
+      vectors(cut.inner * kLanes<A>, Masked<true>{});
+      vectors(cut.outer * kLanes<A>, Masked<false>{});
+    }
+    vectors(cut.whole * kLanes<A>, Masked<true>{});
+    if constexpr (kHalves) {
+      if (cut.half) {
+        add_to_pixels<HalfVector<A>, K, kRows, kAdd, true>(sums, in, out, channel, channels, masks,
+                                                           x, dx);
+        sums += kSums * (kLanes<A> / 2);
+      }
+    }
+  }
+}
+
+template <typename T, int K>
+struct SpatialGradient {
+  using A = Accumulator<T>;
+  static constexpr int64_t kTaps = K * K;
+  static constexpr int kRows = kWideRows<K>;
+
+  const Params& p;
+  Tiles tiles;
+  Cut cut;
+
+  A* zeros;
+  A* sums;     // of the tile: by strip, by group of columns, by vector, by tap, by row
+  A* row;      // of results
+  A* numbers;  // C of a block
+  Planes<T> features, gradient;
+
+  SpatialGradient(const Params& p, Arena& arena)
+      : p(p),
+        tiles(cut_tiles(p)),
+        cut(ChannelGradient<T, K>::whole_and_half(tiles.columns)),
+        zeros(arena.take<A>(p.width)),
+        sums(arena.take<A>(kTaps * tiles.rows * cut.template lanes<A>())),
+        row(arena.take<A>(cut.template lanes<A>())),
+        numbers(arena.take<A>(kBlock * kTaps)),
+        features(p, p.features, K / 2, tiles.rows, kBlock, zeros, arena),
+        gradient(p, p.out, 0, tiles.rows, kBlock, zeros, arena) {
+    cut.masks = arena.take<LaneBits>(cut.vectors() * (K + 1));
+  }
+
+  static Tiles cut_tiles(const Params& p) {
+    constexpr int64_t size = kTaps * static_cast<int64_t>(sizeof(A));
+    Tiles t;
+    t.columns = least(p.width, round_up(even_part(p.width, kSumBytes / (kRows * size)), kLanes<A>));
+    const int64_t rows = least(kSumBytes / (size * t.columns), ceil_div(p.height, kItems));
+    t.rows = round_up(most(1, rows), kRows);
+    t.down = ceil_div(p.height, t.rows);
+    t.across = ceil_div(p.width, t.columns);
+    return t;
+  }
+
+  // C of channels first .. first + channels, in place if it is as `sweep_pixels` wants it.
+  const A* load_numbers(int64_t n, int64_t first, int64_t channels) {
+    const int64_t* stride = p.channel.stride;
+    if (plain<T>(p.channel) && stride[2] == K && stride[1] == kTaps) {
+      return plain_at<T>(p.channel, n, first, 0, 0);
+    }
+    for (int64_t i = 0; i < channels * kTaps; ++i) {
+      numbers[i] = load_one(at<T>(p.channel, n, first + i / kTaps, i % kTaps / K, i % K));
+    }
+    return numbers;
+  }
+
+  template <bool kAdd>
+  void run(int64_t n, int64_t tile) {
+    const int64_t y0 = tile / tiles.across * tiles.rows, x0 = tile % tiles.across * tiles.columns;
+    const int64_t height = least(tiles.rows, p.height - y0);
+    cut.template set<A, K>(x0, tiles.columns, p.width);
+    clear(sums, kTaps * tiles.rows * cut.template lanes<A>());
+    for (int64_t first = 0; first < p.channels; first += kBlock) {
+      const int64_t channels = least(kBlock, p.channels - first);
+      features.move_to(n, first, channels, y0, x0, tiles.columns);
+      gradient.move_to(n, first, channels, y0, x0, tiles.columns);
+      const A* channel = load_numbers(n, first, channels);
+      for (int64_t y = 0; y < height; y += kRows) {
+        Row<A> in[kRows + K - 1], out[kRows];
+        for (int i = 0; i < kRows + K - 1; ++i) in[i] = features.row(y0 + y + i - K / 2);
+        for (int r = 0; r < kRows; ++r) out[r] = gradient.row(y + r < height ? y0 + y + r : -1);
+        sweep_pixels<A, K, kRows, kAdd>(sums + y * kTaps * cut.template lanes<A>(), in, out,
+                                        channel, channels, cut);
+      }
+    }
+    store_sums(n, y0, x0, height);
+  }
+
+  void store_sums(int64_t n, int64_t y0, int64_t x0, int64_t height) {
+    constexpr int64_t kSlots = kRows * K * kColumns<K>;
+    for (int64_t y = 0; y < height; ++y) {
+      for (int64_t j = 0; j < kTaps; ++j) {
+        const int64_t group = j % K / kColumns<K>, i = j % K % kColumns<K>;
+        const int64_t slot = (j / K * kColumns<K> + i) * kRows + y % kRows;
+        const A* from = sums + (y - y % kRows) * kTaps * cut.template lanes<A>();
+        from += group * kSlots * cut.template lanes<A>();
+        for (int64_t v = 0; v < cut.whole; ++v, from += kSlots * kLanes<A>) {
+          store(row + v * kLanes<A>, load(from + slot * kLanes<A>));
+        }
+        if (cut.half) {
+          memcpy(row + cut.whole * kLanes<A>, from + slot * (kLanes<A> / 2), kVectorBytes / 2);
+        }
+        store_row(at<T>(p.grad_spatial, n, j, y0 + y, x0), p.grad_spatial.stride[3], row,
+                  least(tiles.columns, p.width - x0));
+      }
+    }
+  }
+};
+
+template <typename T, int K>
+void grad_spatial(const Params& p, int64_t begin, int64_t end, void* scratch) {
+  Arena arena(scratch);
+  SpatialGradient<T, K> gradient(p, arena);
+  clear(gradient.zeros, p.width);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / gradient.tiles.count(), tile = item % gradient.tiles.count();
+    if (p.combine == Combine::add) {
+      gradient.template run<true>(n, tile);
+    } else {
+      gradient.template run<false>(n, tile);
+    }
+  }
+}
+
+template <typename T, int K>
+Job grad_spatial_job(const Params& p) {
+  Arena arena(nullptr);
+  const SpatialGradient<T, K> gradient(p, arena);
+  return {p.batch * gradient.tiles.count(),
+          p.channels * K * K * gradient.tiles.rows * gradient.tiles.columns, arena.used(),
+          grad_spatial<T, K>};
+}
+
+// ---- the table ----
+
+struct Channel {
+  template <typename T, int K>
+  static Job job(const Params& p) {
+    return grad_channel_job<T, K>(p);
+  }
+};
+
+struct Spatial {
+  template <typename T, int K>
+  static Job job(const Params& p) {
+    return grad_spatial_job<T, K>(p);
+  }
+};
+
+// Rare types and sizes are left to the general kernels, which saves time to compile.
+template <typename Gradient>
+Job choose(const Params& p) {
+  if (p.dtype == DType::float32) {
+    if (p.kernel_size == 3) return Gradient::template job<float, 3>(p);
+    if constexpr (kLargestKernel == 7) {
+      if (p.kernel_size == 5) return Gradient::template job<float, 5>(p);
+      if (p.kernel_size == 7) return Gradient::template job<float, 7>(p);
+    }
+  } else if (p.kernel_size == 3) {
+    if (p.dtype == DType::float16) return Gradient::template job<Half, 3>(p);
+    if (p.dtype == DType::bfloat16) return Gradient::template job<BFloat16, 3>(p);
+  }
+  return {};
+}
+
+}  // namespace
+
+extern const Kernels KERNELS = {choose<Channel>, choose<Spatial>};
+
+}  // namespace ddf::near::filters

@@ -1,0 +1,97 @@
+// What the kernels for adjacent taps share: how a row is cut into vectors, and the lanes that lie
+// inside. As simd.h, in an unnamed namespace and compiled once per instruction set.
+#pragma once
+
+#include "ddf/ddf_cpu.h"
+#include "ddf/scratch.h"
+#include "ddf/simd.h"
+
+// Loops over taps, rows and pixels of a tile, whose vectors then are registers. Not under the
+// address sanitizer, where they would take minutes to compile.
+#ifdef __SANITIZE_ADDRESS__
+#define DDF_UNROLL
+#else
+#define DDF_UNROLL _Pragma("GCC unroll 64")
+#endif
+
+namespace ddf::near {
+namespace {
+
+// An x86 without AVX2 is rare: it has the kernels for k = 3 alone, which saves time to compile.
+#if defined(__x86_64__) && !defined(__AVX2__)
+constexpr int kLargestKernel = 3;
+#else
+constexpr int kLargestKernel = 7;
+#endif
+
+template <bool value_>
+struct Masked {
+  static constexpr bool value = value_;
+};
+
+// Lanes of the vector at x that a tap at `shift` finds inside a row of this width.
+inline LaneBits inside(int64_t x, int64_t shift, int64_t width, int64_t lanes) {
+  const int64_t first = most(0, -(x + shift)), last = least(lanes, width - (x + shift));
+  if (last <= first) return 0;
+  return static_cast<LaneBits>(((1u << last) - 1) & ~((1u << first) - 1));
+}
+
+// How a row of targets is cut into vectors: whole ones and, for a rest of at most half a vector, a
+// half one. Whole vectors from `inner` to `outer` need no masks.
+struct Cut {
+  int64_t whole = 0, half = 0, inner = 0, outer = 0;
+  LaneBits* masks = nullptr;  // K + 1 for each vector, see `set`
+  bool streamed = false;      // whole vectors are stored past the caches
+  bool ahead = false;         // the source is fetched ahead
+
+  template <typename A>
+  void cut(int64_t columns) {
+    const int64_t rest = columns % kLanes<A>;
+    half = kHalves && rest > 0 && rest <= kLanes<A> / 2 ? 1 : 0;
+    whole = columns / kLanes<A> + (rest > 0 && !half);
+  }
+
+  int64_t vectors() const { return whole + half; }
+  template <typename A>
+  int64_t lanes() const {
+    return whole * kLanes<A> + half * (kLanes<A> / 2);
+  }
+
+  // For a row of `columns` pixels from x0 on of a plane: for each vector and column of taps the
+  // lanes that are pixels of the row and whose tap lies inside, then all lanes that are pixels.
+  template <typename A, int K>
+  void set(int64_t x0, int64_t columns, int64_t plane_width) {
+    const int64_t width = least(columns, plane_width - x0);
+    inner = outer = kFreeMasks ? 0 : -1;
+    for (int64_t v = 0; v < vectors(); ++v) {
+      const int64_t x = v * kLanes<A>, length = v < whole ? kLanes<A> : kLanes<A> / 2;
+      LaneBits* bits = masks + v * (K + 1);
+      bits[K] = inside(x, 0, width, length);
+      for (int64_t dx = 0; dx < K; ++dx) {
+        bits[dx] = inside(x0 + x, dx - K / 2, plane_width, length) & bits[K];
+      }
+      if (kFreeMasks) continue;
+      LaneBits all = inside(0, 0, length, length);
+      for (int64_t i = 0; i <= K; ++i) all &= bits[i];
+      const bool full = all == inside(0, 0, length, length);
+      if (full && inner < 0) inner = outer = v;
+      if (full) outer = v + 1;
+    }
+    inner = most(0, inner);
+    outer = most(0, outer);
+  }
+};
+
+// Elements as they are summed: no conversion, and adjacent in a row.
+template <typename T>
+bool plain(const View& view) {
+  return sizeof(T) == sizeof(Accumulator<T>) && view.stride[3] == 1;
+}
+
+template <typename T>
+Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int64_t d) {
+  return reinterpret_cast<Accumulator<T>*>(at<T>(view, a, b, c, d));
+}
+
+}  // namespace
+}  // namespace ddf::near
