@@ -179,12 +179,16 @@ class Costs:
             result written once.
         memory: bytes that must be held at the same time, by part; `filters` is what the generated filters take, absent
             where none are generated.
+        left_out: arithmetic that some count as multiply-accumulates and `macs` leaves out, by kind:
+            `attention_products` (of queries, keys and values), `mixing` (of filters from learned ones),
+            `normalisation` (two for each element).
     """
 
     params: Mapping[str, int]
     macs: Mapping[str, int]
     floor_bytes: int
     memory: Mapping[str, int]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -249,8 +253,12 @@ class Op:
     roof: ClassVar[str] = "fma"
     #: Whether `combine` means anything to it.
     combines: ClassVar[bool] = False
+    #: Which of `AXES` mean anything to it (`combine` only if `combines`).
+    axes: ClassVar[tuple[str, ...]] = tuple(AXES)
     #: Further axes beyond `AXES`.
     extra_axes: ClassVar[tuple[Axis, ...]] = ()
+    #: The resolution (rows, columns) at which it is measured where nobody asks for others, if not the preset's.
+    resolution: ClassVar[tuple[int, int] | None] = None
     impls: ClassVar[dict[str, Impl]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -286,6 +294,12 @@ class Op:
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
         """Draws the inputs from `generator`, which lives on `device`, in the point's dtype and layout."""
         raise NotImplementedError
+
+    def blank(self, point: Point, device: torch.device) -> Inputs:
+        """Inputs of which only shapes matter, for what counts; an op whose drawing takes long leaves it out."""
+        import torch
+
+        return self.build(point, device, torch.Generator(device))
 
     def apply(self, inputs: Inputs, point: Point) -> Tensor:
         """The reference: plain differentiable PyTorch, called with float64 inputs."""

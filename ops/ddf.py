@@ -525,14 +525,64 @@ class DDFOp(Op):
         )
 
 
+class AblatedPack(DDFPack):
+    """DDFPack with one of its branches, or another normalisation of its filters (the paper's ablations).
+
+    Args:
+        branches: `both`, `spatial` or `channel`; the filter of a branch that is missing is neutral: 1, or 0 for `add`.
+        norm: `filter_norm`, `batch_norm`, `sigmoid` or `none`.
+        arguments, settings: DDFPack's.
+    """
+
+    neutral: Tensor
+
+    def __init__(self, *arguments: Any, branches: str, norm: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.branches = branches
+        neutral = torch.full((), 1.0 if self.kernel_combine == "mul" else 0.0)
+        self.register_buffer("neutral", neutral, persistent=False)
+        if norm != "filter_norm":
+            self.spatial_branch[1] = _normalisation(norm, self.head * self.kernel_size**2)
+            self.channel_branch[4] = _normalisation(norm, self.in_channels * self.kernel_size**2)
+        if branches == "spatial":
+            del self.channel_branch
+        elif branches == "channel":
+            del self.spatial_branch
+
+    def filters(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        (n, c, h, w), taps = x.shape, self.kernel_size**2
+        size = (h - 1) // self.stride + 1, (w - 1) // self.stride + 1
+        if self.branches == "spatial":
+            return self.neutral.expand(n, c * taps), self.spatial_branch(x)
+        if self.branches == "channel":
+            return self.channel_branch(x).flatten(1), self.neutral.expand(n, self.head * taps, *size)
+        return self.channel_branch(x).flatten(1), self.spatial_branch(x)
+
+    def generated(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The filters that are predicted."""
+        channel, spatial = self.filters(x)
+        return {"both": (channel, spatial), "spatial": (spatial,), "channel": (channel,)}[self.branches]
+
+
+def _normalisation(norm: str, filters: int) -> nn.Module:
+    if norm == "batch_norm":
+        return nn.BatchNorm2d(filters)
+    return nn.Sigmoid() if norm == "sigmoid" else nn.Identity()
+
+
 class DDFModule(Op):
-    """The whole module, DDFPack."""
+    """The whole module, DDFPack, and its ablations."""
 
     name, title = "ddf", "DDF"
     combines = True
     extra_axes = (
         Axis("head", 1, "groups of channels with a spatial filter of their own"),
         Axis("se_ratio", 0.2, "width of the channel branch over the channels", minimum=0.001),
+        Axis("branches", "both", "which filters are predicted", choices=("both", "spatial", "channel")),
+        Axis(
+            *("norm", "filter_norm", "what normalises the filters"),
+            choices=("filter_norm", "batch_norm", "sigmoid", "none"),
+        ),
     )
 
     def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
@@ -545,21 +595,21 @@ class DDFModule(Op):
         if point.channels % head:
             raise Skip(f"head has to divide the channels; {head} does not divide {point.channels}")
 
-        pack = DDFPack(
-            point.channels,
-            point.kernel_size,
-            point.stride,
-            point.dilation,
-            head,
-            se_ratio,
-            kernel_combine=point.combine,
-        )
+        sizes = point.channels, point.kernel_size, point.stride, point.dilation, head
+        settings: dict[str, Any] = {"se_ratio": se_ratio, "kernel_combine": point.combine}
+        branches, norm = _ablation(point)
+        pack = DDFPack(*sizes, **settings)
+        if (branches, norm) != ("both", "filter_norm"):
+            pack = AblatedPack(*sizes, branches=branches, norm=norm, **settings)
         placed(pack, point, device)
         for part in pack.modules():
             if isinstance(part, nn.Conv2d):
                 fill_convolution(part, generator)
             elif isinstance(part, FilterNorm) and isinstance(part.std, Tensor):
                 nn.init.normal_(part.std, std=part.scale, generator=generator)
+            elif isinstance(part, nn.BatchNorm2d):
+                nn.init.normal_(part.weight, std=1 / point.kernel_size, generator=generator)
+                nn.init.normal_(part.bias, std=1 / point.kernel_size, generator=generator)
         features = normal((point.batch, point.channels, point.height, point.width), point, generator)
         return Inputs({"features": features}, pack)
 
@@ -572,20 +622,27 @@ class DDFModule(Op):
     def _sum_terms(self, inputs: Inputs, point: Point, absolute: bool) -> Tensor:
         """The filters by the formulas of the paper, from the parameters alone, and their application."""
         features, pack = inputs["features"], cast(DDFPack, inputs.module)
-        predict, squeeze, excite = (
-            cast(nn.Conv2d, part) for part in (pack.spatial_branch[0], pack.channel_branch[1], pack.channel_branch[3])
-        )
-        gain = nn.init.calculate_gain("relu") / point.kernel_size
-        raw = F.conv2d(features, predict.weight, predict.bias, point.stride).unflatten(1, (-1, point.taps))
-        spatial = (_standardised(raw, absolute) * gain).flatten(1, 2)
-        hidden = F.linear(features.mean((2, 3)), squeeze.weight.flatten(1), squeeze.bias).relu()
-        raw = F.linear(hidden, excite.weight.flatten(1), excite.bias).view(-1, point.channels, point.taps)
-        std = cast(Tensor, pack.channel_branch[4].std).view(point.channels, point.taps)
-        channel = _standardised(raw, absolute) * std
+        neutral = torch.tensor(float(point.combine == "mul"), dtype=features.dtype, device=features.device)
+        spatial = neutral.expand(point.batch, _extra(point)[0] * point.taps, point.out_height, point.out_width)
+        channel = neutral.expand(point.batch, point.channels, point.taps)
+        branches, _ = _ablation(point)
+        if branches != "channel":
+            predict = cast(nn.Conv2d, pack.spatial_branch[0])
+            raw = F.conv2d(features, predict.weight, predict.bias, point.stride).unflatten(1, (-1, point.taps))
+            gain = nn.init.calculate_gain("relu") / point.kernel_size
+            spatial = _normalised(raw, pack.spatial_branch[1], gain, absolute).flatten(1, 2)
+        if branches != "spatial":
+            squeeze, excite = (cast(nn.Conv2d, pack.channel_branch[i]) for i in (1, 3))
+            hidden = F.linear(features.mean((2, 3)), squeeze.weight.flatten(1), squeeze.bias).relu()
+            raw = F.linear(hidden, excite.weight.flatten(1), excite.bias).view(-1, point.channels, point.taps)
+            norm = pack.channel_branch[4]
+            std = cast(Tensor, norm.std).view(point.channels, point.taps) if isinstance(norm, FilterNorm) else 1.0
+            channel = _normalised(raw, norm, std, absolute)
         return _reference(features, channel, spatial, point, absolute)
 
     def filters(self, inputs: Inputs, point: Point) -> tuple[Tensor, ...]:
-        return cast(DDFPack, inputs.module).filters(inputs["features"])
+        features, pack = inputs["features"], cast(DDFPack, inputs.module)
+        return pack.generated(features) if isinstance(pack, AblatedPack) else pack.filters(features)
 
     def costs(self, point: Point) -> Costs:
         """c k^2 + sigma c^2 (1 + k^2) weights (poster, Table 1), biases, and the learned std of the channel filter.
@@ -595,8 +652,10 @@ class DDFModule(Op):
         2 x + p + 2 f + o. The backward pass has two as well, as the gradient of the channel filter has to be complete
         before it reaches x through the pooling: the first reads x, f and the gradient of o, and writes that of f; the
         second reads those gradients, f and p, and writes the gradients of x and p: 2 x + 2 o + 4 f + 2 p.
+        Without the channel branch one pass does, and the filters can stay on chip: x + p + o, 2 x + 2 p + o backwards.
         """
         head, se_ratio = _extra(point)
+        branches, norm = _ablation(point)
         c, taps, mid = point.channels, point.taps, mid_channels(point.channels, se_ratio)
         params = {
             "spatial_branch.0.weight": head * taps * c,
@@ -605,19 +664,28 @@ class DDFModule(Op):
             "channel_branch.1.bias": mid,
             "channel_branch.3.weight": mid * c * taps,
             "channel_branch.3.bias": c * taps,
-            "channel_branch.4.std": c * taps,
         }
+        learned = {"filter_norm": ("std",), "batch_norm": ("weight", "bias")}.get(norm, ())
+        params |= {f"channel_branch.4.{name}": c * taps for name in learned}
+        params |= {f"spatial_branch.1.{name}": head * taps for name in learned if norm == "batch_norm"}
+        if branches != "both":
+            params = {name: count for name, count in params.items() if name.startswith(branches)}
         features, output, parameters = point.pixels * c, point.out_pixels * c, sum(params.values())
-        filters = taps * (point.out_pixels * head + point.batch * c)
-        elements = 2 * features + parameters + 2 * filters + output
+        by_branch = {
+            "spatial": (taps * point.out_pixels * head, point.out_pixels * c * head * taps),
+            "channel": (taps * point.batch * c, point.batch * mid * c * (1 + taps)),
+        }
+        predicted = [by_branch[branch] for branch in by_branch if branches in ("both", branch)]
+        filters, conv = (sum(some) for some in zip(*predicted, strict=True))
+        passes, held_filters = (1, 0) if branches == "spatial" else (2, filters)
+        elements = passes * features + parameters + 2 * held_filters + output
         if point.backward:
-            elements += 2 * features + 2 * output + 4 * filters + 2 * parameters
-        conv = point.out_pixels * c * head * taps + point.batch * mid * c * (1 + taps)
+            elements += 2 * features + passes * output + 4 * held_filters + 2 * parameters
         return Costs(
             params=params,
             macs={
                 "conv": (3 if point.backward else 1) * conv,
-                "dynamic_filter": (4 if point.backward else 1) * output * taps,
+                "dynamic_filter": (2 + len(predicted) if point.backward else 1) * output * taps,
             },
             floor_bytes=elements * point.itemsize,
             memory=held(point, features=features, parameters=parameters, filters=filters, output=output),
@@ -627,6 +695,31 @@ class DDFModule(Op):
 def _extra(point: Point) -> tuple[int, float]:
     """The point's head and se_ratio."""
     return int(point.extra.get("head", 1)), float(point.extra.get("se_ratio", 0.2))
+
+
+def _ablation(point: Point) -> tuple[str, str]:
+    """The point's branches and norm."""
+    return str(point.extra.get("branches", "both")), str(point.extra.get("norm", "filter_norm"))
+
+
+def _normalised(raw: Tensor, norm: nn.Module, scale: Tensor | float, absolute: bool) -> Tensor:
+    """Filters by tap in dimension 2, normalised as the module `norm` does; or the absolute terms.
+
+    Args:
+        scale: of FilterNorm.
+    """
+    if isinstance(norm, FilterNorm):
+        return _standardised(raw, absolute) * scale
+    if isinstance(norm, nn.BatchNorm2d):
+        per_tap = raw.shape[1:3] + (1,) * (raw.dim() - 3)
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        weight = (norm.weight / (variance + norm.eps).sqrt()).view(per_tap)
+        if absolute:
+            return (raw.abs() + mean.view(per_tap).abs()) * weight.abs() + norm.bias.view(per_tap).abs()
+        return (raw - mean.view(per_tap)) * weight + norm.bias.view(per_tap)
+    if isinstance(norm, nn.Sigmoid):
+        return raw.sigmoid() + raw.abs() if absolute else raw.sigmoid()
+    return raw.abs() + raw.abs().mean(2, keepdim=True) if absolute else raw
 
 
 def _standardised(filters: Tensor, absolute: bool) -> Tensor:

@@ -52,13 +52,14 @@ class Declaration:
     slow_impls: tuple[str, ...]
     #: Folder of csrc by impl, of those that are built.
     libraries: Mapping[str, str]
+    axes: tuple[str, ...] = tuple(AXES)
+    resolution: tuple[int, int] | None = None
 
     @classmethod
     def from_json(cls, data: Json) -> Declaration:
-        axes = tuple(Axis(**{**axis, "choices": tuple(axis["choices"])}) for axis in data["extra_axes"])
-        return cls(
-            **{**data, "extra_axes": axes, "impls": tuple(data["impls"]), "slow_impls": tuple(data["slow_impls"])}
-        )
+        lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+        extra = tuple(Axis(**{**axis, "choices": tuple(axis["choices"])}) for axis in data["extra_axes"])
+        return cls(**{**data, **lists, "extra_axes": extra})
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,10 @@ class Suite:
     default: ClassVar[bool] = True
     #: Axes that matter to it, of `AXES` and `PROCESS_AXES`; an op's own axes always matter.
     axes: ClassVar[tuple[str, ...]] = (*AXES, *PROCESS_AXES)
-    #: Values of axes that it takes where nobody asks for others, instead of the preset's.
-    own_values: ClassVar[Mapping[str, tuple[AxisValue, ...]]] = {}
+    #: Ops that it takes where nobody names any, instead of the preset's, which leave them out.
+    ops: ClassVar[tuple[str, ...]] = ()
+    #: Values of axes that it takes where nobody asks for others, instead of the preset's; None: all that are allowed.
+    own_values: ClassVar[Mapping[str, tuple[AxisValue, ...] | None]] = {}
     #: Whether each impl is a case of its own; else the first impl stands for the op.
     per_impl: ClassVar[bool] = True
     timed: ClassVar[bool] = False

@@ -74,6 +74,8 @@ class Complexity(Suite):
     preload = ("torch.utils.flop_counter", "torch._dynamo")
 
     def begin(self, bench: Bench) -> Begun:
+        if not {"channels", "kernel_size"} <= set(bench.op.axes):
+            raise Skip("grows with neither channels nor kernel_size")
         points = cross(bench.op, bench.case.point, bench.case.kind)
         timed = {shape: bench.at(shape.of(bench.case.point)) for shape in (SMALLEST, *points)}
         metrics, settings = [], {}

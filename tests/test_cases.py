@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
@@ -161,3 +162,60 @@ def test_a_suite_has_values_of_its_own_where_nobody_asks_for_others() -> None:
 def test_growth_has_one_case_an_op() -> None:
     names = ["conv/torch", "ddf/composite"]
     assert ids(selection(), suites()["complexity"]) == [f"complexity:{name}@cpu:float32:threads=1" for name in names]
+
+
+VARIANTS = {"one": ("base", "se"), "two": ("base", "ddf")}
+NETWORKS = {
+    name: replace(
+        CONV,
+        name=name,
+        axes=("batch", "height", "width", "dtype", "layout", "direction"),
+        resolution=(224, 224),
+        extra_axes=(Axis("variant", "base", "", choices=choices),),
+    )
+    for name, choices in VARIANTS.items()
+}
+
+
+class OfNetworks(Suite):
+    name, ops, axes = "of_networks", ("one", "two"), ("batch", "height", "width")
+    own_values: ClassVar = {"batch": (1,), "variant": None}
+
+
+def of_networks(suite: Suite, **changes: object) -> list[str]:
+    return [case.id for case in expand(selection(**changes), [suite], {**DECLARED, **NETWORKS}, cores=4)]
+
+
+def test_a_suite_has_ops_of_its_own_and_every_value_of_an_axis() -> None:
+    assert of_networks(OfNetworks()) == [
+        "of_networks:one/torch@cpu:n1h224w224",
+        "of_networks:one/torch@cpu:n1h224w224:variant=se",
+        "of_networks:two/torch@cpu:n1h224w224",
+        "of_networks:two/torch@cpu:n1h224w224:variant=ddf",
+    ]
+
+
+def test_an_op_is_measured_on_its_own_axes_at_its_own_resolution() -> None:
+    asked = {"channels": [8, 16], "kernel_size": [3, 5]}
+    assert of_networks(LATENCY, ops=["one"], axes=asked) == ["latency:one/torch@cpu:float32:nchw:forward:n1h224w224"]
+    assert of_networks(OfNetworks(), ops=["one"], axes={"size": [[7, 7]], "variant": ["se"]}) == [
+        "of_networks:one/torch@cpu:n1h7w7:variant=se"
+    ]
+
+
+def test_a_value_is_taken_by_the_ops_that_allow_it() -> None:
+    assert of_networks(OfNetworks(), axes={"variant": ["ddf"]}) == ["of_networks:two/torch@cpu:n1h224w224:variant=ddf"]
+    with pytest.raises(UsageError, match="--axis variant: 'bam' is not one of base, se, ddf"):
+        of_networks(OfNetworks(), axes={"variant": ["bam"]})
+
+
+def test_ops_of_a_suite_are_in_no_preset() -> None:
+    declared = {**DECLARED, "resnet50": replace(NETWORKS["one"], name="resnet50")}
+    cases = expand(selection(preset="full", axes={"size": [[7, 7]]}), [PARAMS], declared, cores=4)
+    assert {case.op for case in cases} == {"conv", "ddf"}
+
+
+def test_cases_that_are_not_timed_are_measured_alone() -> None:
+    cases = expand(selection(axes={"size": [[7, 7]]}), [LATENCY], DECLARED, cores=4)
+    assert [len(group) for group in groups(cases)] == [2]
+    assert [len(group) for group in groups(cases, ["latency"])] == [1, 1]

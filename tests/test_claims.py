@@ -716,6 +716,41 @@ def test_networks_agree_to_half_the_last_printed_digit(table: int) -> None:
                 assert finding_of(id, [network(backbone, variant, number, number)]).verdict == verdict, (id, number)
 
 
+def test_the_plainest_definition_that_agrees_is_used_and_named() -> None:
+    id = "table4-resnet50-condconv-macs"  # 4.2
+
+    def found(macs: float, mixing: float, normalisation: float) -> Finding:
+        made = network("resnet50", "condconv", 0, macs)
+        made.metrics += [
+            Metric("macs_with_mixing", "MAC", mixing),
+            Metric("macs_with_normalisation", "MAC", normalisation),
+        ]
+        return finding_of(id, [made])
+
+    plain = found(4.2e9, 4.2e9, 4.2e9)
+    assert (plain.verdict, plain.ours, plain.reason) == (REPRODUCED, 4.2, "")
+    mixed = found(4.1e9, 4.18e9, 4.2e9)
+    assert (mixed.verdict, mixed.ours) == (REPRODUCED, 4.18)
+    assert mixed.basis.startswith("with the mixing of filters, ")
+    assert mixed.reason == "convolutions, linear layers and applied dynamic filters: 4.100"
+    none = found(4.1e9, 4.1e9, 4.12e9)
+    assert (none.verdict, none.ours) == (NOT_REPRODUCED, 4.1)
+    assert none.reason.endswith("; with BatchNorm, as thop counts it: 4.120")
+
+
+def test_readings_are_told_and_decide_nothing() -> None:
+    other = network("resnet50", "res2net_26w_4s", 25.7e6, 0)
+    own = network("resnet50", "res2net_14w_8s", 25.1e6, 0)
+    found = finding_of("table5-resnet50-res2net_14w_8s-params", [own, other])
+    assert found.verdict == NOT_REPRODUCED
+    assert found.reason.endswith("; res2net_26w_4s has 25.700")
+    own.metrics[0] = Metric("params", "1", 25.7e6)
+    assert finding_of("table5-resnet50-res2net_14w_8s-params", [own, other]).reason == ""
+    found = finding_of("table4-resnet18-ddf-params", [network("resnet18", "ddf_separable", 7.7e6, 0)])
+    assert found.verdict == NOT_TESTABLE
+    assert found.reason == "no definition is published that gives this network; ddf_separable has 7.700"
+
+
 def test_macs_of_a_network_are_those_of_one_sample_at_224() -> None:
     id = "table5-resnet50-ddf-macs"
     assert finding_of(id, [network("resnet50", "ddf", 0, 8 * 2_300_000_000, batch=8)]).verdict == REPRODUCED

@@ -18,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import ops
 from ops import Inputs, Op, Point, Skip
 
-OPS: dict[str, Op] = {name: op for path in ops.op_files() for name, op in ops.load(path).items()}
+#: Whole networks have tests of their own.
+FILES = [path for path in ops.op_files() if path.stem != "networks"]
+OPS: dict[str, Op] = {name: op for path in FILES for name, op in ops.load(path).items()}
 IMPLS = [(op, impl) for op in OPS.values() for impl in op.impls.values()]
 NAMES = ["conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"]
 
@@ -51,7 +53,7 @@ def test_six_operators_are_found() -> None:
     assert {name for name, op in OPS.items() if op.combines} >= {"ddf_op", "ddf"}
     assert {"composite", "compiled"} <= set(OPS["ddf_op"].impls)
     assert {"composite", "compiled"} <= set(OPS["ddf"].impls)
-    assert [axis.name for axis in OPS["ddf"].extra_axes] == ["head", "se_ratio"]
+    assert [axis.name for axis in OPS["ddf"].extra_axes] == ["head", "se_ratio", "branches", "norm"]
 
 
 def test_vocabulary_does_not_import_torch() -> None:
@@ -234,6 +236,8 @@ def cost_points() -> list[tuple[str, Point]]:
         *itertools.product(NAMES, COST_POINTS),
         ("ddf", replace(COST_POINTS[0], extra={"head": 3, "se_ratio": 0.5})),
         ("ddf", replace(COST_POINTS[0], extra={"head": 2})),
+        *(("ddf", replace(COST_POINTS[0], extra={"branches": name})) for name in ("spatial", "channel")),
+        *(("ddf", replace(COST_POINTS[0], extra={"norm": name})) for name in ("batch_norm", "sigmoid", "none")),
     ]
 
 
@@ -291,6 +295,8 @@ def test_macs_are_what_torch_counts(name: str, point: Point, direction: str) -> 
     else:
         assert macs.get("conv", 0) == sum(seen.values())
     products = {"dyfilter_dw": (1, 3), "ddf_op": (1, 4), "ddf": (1, 4)}.get(name, (0, 0))[point.backward]
+    if point.backward and point.extra.get("branches", "both") != "both":
+        products -= 1  # one filter is neutral, and has no gradient
     assert macs.get("dynamic_filter", 0) == products * applied
 
 
@@ -311,14 +317,21 @@ def test_memory_and_floor_are_the_bytes_of_real_tensors(name: str, point: Point)
     assert costs.memory.get("filters", 0) == held
     if name == "ddf":
         assert inputs.module is not None
-        spatial = inputs.module.spatial_branch(inputs["features"]).numel()  # type: ignore[operator, union-attr]
-        channel = point.batch * point.channels * point.taps
+        branches = point.extra.get("branches", "both")
+        spatial = 0
+        if branches != "channel":
+            spatial = inputs.module.spatial_branch(inputs["features"]).numel()  # type: ignore[operator, union-attr]
+        channel = 0 if branches == "spatial" else point.batch * point.channels * point.taps
         assert costs.memory["filters"] == (spatial + channel) * point.itemsize
-        assert costs.floor_bytes == 2 * size["features"] + output + parameters + 2 * costs.memory["filters"]
+        passes, moved = (1, 0) if branches == "spatial" else (2, costs.memory["filters"])
+        assert costs.floor_bytes == passes * size["features"] + output + parameters + 2 * moved
     else:
         assert costs.floor_bytes == sum(size.values()) + output
     both = op.costs(replace(point, direction="forward_backward"))
     assert both.memory == {**costs.memory, "gradients": sum(costs.memory.values())}
+    if point.extra.get("branches") == "spatial":  # in one pass, the filters on chip
+        assert both.floor_bytes == costs.floor_bytes + 2 * size["features"] + output + 2 * parameters
+        return
     filters = costs.memory.get("filters", 0)
     backward = {
         "conv": 2 * sum(size.values()) - size.get("bias", 0) + output,

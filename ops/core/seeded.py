@@ -52,7 +52,7 @@ def empty_convolution(make: Callable[[], nn.Conv2d], point: Point, device: torch
 
 
 @torch.no_grad()
-def fill_convolution(conv: nn.Conv2d, generator: torch.Generator, gain: float = 1.0) -> None:
+def fill_convolution(conv: nn.Conv2d | nn.Linear, generator: torch.Generator, gain: float = 1.0) -> None:
     """Draws weight and bias; inputs of unit variance give outputs of a variance about `gain` squared.
 
     The same values in every layout: they are drawn in the order of a contiguous weight.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ops import AXES, Axis, AxisValue, Point
 from reports import Json, Record
-from suites import PROCESS_AXES, Case, Declaration, Suite
+from suites import PROCESS_AXES, Case, Declaration, Suite, suites
 
 #: The ops that the suites take when nobody names any, in the order of tables.
 DEFAULT_OPS = ("conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf")
@@ -130,36 +130,43 @@ class Selection:
 
 
 def expand(
-    selection: Selection, suites: Iterable[Suite], declared: Mapping[str, Declaration], cores: int
+    selection: Selection, chosen: Iterable[Suite], declared: Mapping[str, Declaration], cores: int
 ) -> list[Case]:
     """All cases of a run, those of one group side by side, in the order they are to be measured.
 
     Raises:
         UsageError: if an op or impl is unknown, or nothing is left to measure.
     """
-    ops = _chosen_ops(selection, declared)
+    pairs = [(suite, op) for suite in chosen for op in _chosen_ops(selection, suite, declared)]
+    ops = list({op.name: op for _, op in pairs}.values())
     _check_impls(selection, ops)
-    cases = [case for suite in suites for case in _suite_cases(selection, suite, ops, cores)]
+    _check_values(selection, ops)
+    cases = [case for suite, op in pairs for case in _op_cases(selection, suite, op, cores)]
     if not cases:
-        asked, chosen = ", ".join(selection.impls or []), ", ".join(op.name for op in ops)
-        raise UsageError(f"--impl: {asked} is an impl of none of the ops {chosen}")
-    return cases
+        asked, names = ", ".join(selection.impls or []), ", ".join(op.name for op in ops)
+        raise UsageError(f"--impl: {asked} is an impl of none of the ops {names}")
+    return [case for group in groups(cases) for case in group]
 
 
-def groups(cases: Iterable[Case]) -> list[list[Case]]:
-    """Cases by group, in order of appearance."""
-    found: dict[tuple[Any, ...], list[Case]] = {}
+def groups(cases: Iterable[Case], alone: Container[str] = ()) -> list[list[Case]]:
+    """Cases by group, in order of appearance.
+
+    Args:
+        alone: suites whose cases are measured one after the other, as nothing of theirs is timed.
+    """
+    found: dict[Any, list[Case]] = {}
     for case in cases:
-        found.setdefault(case.group, []).append(case)
+        found.setdefault(case.id if case.suite in alone else case.group, []).append(case)
     return list(found.values())
 
 
-def _chosen_ops(selection: Selection, declared: Mapping[str, Declaration]) -> list[Declaration]:
+def _chosen_ops(selection: Selection, suite: Suite, declared: Mapping[str, Declaration]) -> list[Declaration]:
     names = selection.ops
     if names is None:
-        wanted = PRESETS[selection.preset].ops or tuple(declared)
+        reserved = {name for other in suites().values() for name in other.ops}
+        preset = PRESETS[selection.preset].ops or tuple(name for name in declared if name not in reserved)
         own = [op.name for op in declared.values() if op.file in selection.op_files]
-        names = list(dict.fromkeys([*(name for name in wanted if name in declared), *own]))
+        names = list(dict.fromkeys([*(name for name in suite.ops or preset if name in declared), *own]))
     for name in names:
         if name not in declared:
             raise UsageError(f"--op: {name!r} is not one of {', '.join(sorted(declared))}")
@@ -185,43 +192,67 @@ def _impls(selection: Selection, suite: Suite, op: Declaration) -> list[str]:
     return chosen if suite.per_impl else chosen[:1]
 
 
-def _suite_cases(selection: Selection, suite: Suite, ops: list[Declaration], cores: int) -> list[Case]:
+def _check_values(selection: Selection, ops: list[Declaration]) -> None:
+    """Each value asked for of an axis that only some ops have is to be allowed by one of them at least."""
+    for name, texts in selection.axes.items():
+        own = [axis for op in ops for axis in op.extra_axes if axis.name == name]
+        for text in texts if own else []:
+            if not any(_allowed(axis, text) for axis in own):
+                choices = list(dict.fromkeys(choice for axis in own for choice in axis.choices))
+                allowed = replace(own[0], choices=tuple(choices)).allowed
+                raise UsageError(f"--axis {name}: {str(text)!r} is not {allowed}")
+
+
+def _allowed(axis: Axis, text: Any) -> bool:
+    try:
+        axis.parse(str(text))
+    except ValueError:
+        return False
+    return True
+
+
+def _op_cases(selection: Selection, suite: Suite, op: Declaration, cores: int) -> list[Case]:
+    """All cases of an op in a suite."""
     names = [
-        name for name in (*AXES, *PROCESS_AXES) if name in suite.axes and name not in ("height", "width", "combine")
+        name
+        for name in (*AXES, *PROCESS_AXES)
+        if name in suite.axes and name not in ("height", "width", "combine") and (name in op.axes or name not in AXES)
     ]
     if "height" in suite.axes:
         names.append("size")  # last, so that it varies fastest and tables read from small to large
-    grid = itertools.product(*(_values(selection, suite, name, cores) for name in names))
-    points = [dict(zip(names, values, strict=True)) for values in grid]
+    grid = itertools.product(*(_values(selection, suite, op, name, cores) for name in names))
     return [
-        _case(selection, suite, op, impl, point, own, cores)
-        for point in points
-        for op in ops
+        _case(selection, suite, op, impl, dict(zip(names, values, strict=True)), own, cores)
+        for values in grid
         for own in _own_values(selection, suite, op, cores)
         for impl in _impls(selection, suite, op)
     ]
 
 
-def _values(selection: Selection, suite: Suite, name: str, cores: int) -> list[Any]:
-    """Values of an axis that every op has: asked for, else the suite's own, else the preset's."""
-    if name in suite.own_values and name not in selection.axes:
-        return list(suite.own_values[name])
+def _values(selection: Selection, suite: Suite, op: Declaration, name: str, cores: int) -> list[Any]:
+    """Values of an axis that every op has: asked for, else the suite's own, else the op's, else the preset's."""
+    if name not in selection.axes:
+        own = suite.own_values.get(name)
+        if own is not None:
+            return list(own)
+        if name == "size" and op.resolution is not None:
+            return [op.resolution]
     return selection.values(name, cores)
 
 
 def _own_values(selection: Selection, suite: Suite, op: Declaration, cores: int) -> list[dict[str, AxisValue]]:
     """Values of the axes that only some ops have: `combine` and the op's own."""
     combine = {"combine": selection.values("combine", cores)} if op.combines and "combine" in suite.axes else {}
-    own = {axis.name: _parsed(axis, selection.axes.get(axis.name, [axis.default])) for axis in op.extra_axes}
-    varied = {**combine, **own}
+    varied = {**combine, **{axis.name: _values_of(selection, suite, axis) for axis in op.extra_axes}}
     return [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
 
 
-def _parsed(axis: Axis, texts: list[Any]) -> list[AxisValue]:
-    try:
-        return [axis.parse(str(text)) for text in texts]
-    except ValueError as error:
-        raise UsageError(f"--axis {axis.name}: {error}") from None
+def _values_of(selection: Selection, suite: Suite, axis: Axis) -> list[AxisValue]:
+    """Values of an op's own axis: of those asked for the ones that it allows, else the suite's, else the default."""
+    if axis.name in selection.axes:
+        return [axis.parse(str(text)) for text in selection.axes[axis.name] if _allowed(axis, text)]
+    own = suite.own_values.get(axis.name, (axis.default,))
+    return list(axis.choices if own is None else own)
 
 
 def _case(
@@ -233,7 +264,7 @@ def _case(
     own: Mapping[str, AxisValue],
     cores: int,
 ) -> Case:
-    height, width = shared.get("size", (1, 1))
+    height, width = shared.get("size", op.resolution or (1, 1))
     process = {
         name: shared.get(name, cores if name == "threads" else axis.default) for name, axis in PROCESS_AXES.items()
     }
@@ -241,7 +272,9 @@ def _case(
     extra = {axis.name: own[axis.name] for axis in op.extra_axes}
     point = Point(height=height, width=width, combine=str(own.get("combine", "mul")), extra=extra, **plain)
     applying = [
-        name for name in (*AXES, *PROCESS_AXES) if name in suite.axes and (name != "combine" or "combine" in own)
+        name
+        for name in (*AXES, *PROCESS_AXES)
+        if name in suite.axes and (name in op.axes or name not in AXES) and (name != "combine" or "combine" in own)
     ]
     defaults = {axis.name: axis.default for axis in (*PROCESS_AXES.values(), *op.extra_axes)} | {"threads": cores}
     return Case(

@@ -166,6 +166,8 @@ def declaration(op: Op, file: str) -> Json:
         "impls": list(op.impls),
         "slow_impls": [impl.name for impl in op.impls.values() if impl.slow_start],
         "libraries": {impl.name: impl.library for impl in op.impls.values() if impl.library},
+        "axes": list(op.axes),
+        "resolution": op.resolution,
     }
 
 

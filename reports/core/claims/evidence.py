@@ -32,6 +32,8 @@ POSTER_AXES = {
     "direction": "forward",
     "head": 1,
     "se_ratio": 0.2,
+    "branches": "both",
+    "norm": "filter_norm",
     "tf32": 0,
 }
 POSTER_BATCH = 32

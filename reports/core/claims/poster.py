@@ -23,6 +23,11 @@ _TITLES = {op: title for title, op in _OPS.items()} | {"dyfilter_dw": "the depth
 _ORDERED = (("ddf_op", "dwconv"), ("ddf", "conv"))
 _RATIOS = (*_ORDERED, ("ddf", "ddf_op"))
 _MILLION, _GIGA, _MILLISECOND = 10**6, 10**9, 1e-3
+#: Other variants that a network might be, where its own figures do not agree or nobody says what it is.
+_READINGS = {
+    ("resnet18", "ddf"): ("ddf_separable",),
+    ("resnet50", "res2net_14w_8s"): ("res2net_26w_4s",),
+}
 _ACCURACY = "accuracy is cited: it takes training on ImageNet, which this suite never does"
 
 
@@ -161,7 +166,8 @@ def _networks(table: int, column: str) -> Iterator[Claim]:
         source = f"Table {table}" + (" (model zoo)" if row.get("source") == "zoo" else "")
         for metric, cell, scale, unit in (("params", "params_m", _MILLION, "M"), ("macs", "flops_g", _GIGA, "GMAC")):
             if row[cell]:
-                rule = Count(metric, backbone, variant, Decimal(row[cell]), scale)
+                readings = _READINGS.get((backbone, variant), ())
+                rule = Count(metric, backbone, variant, Decimal(row[cell]), scale, readings)
                 id, statement = f"table{table}-{backbone}-{variant}-{metric}", f"{metric} of {backbone} with {variant}"
                 yield Claim(id, source, metric, statement, row[cell], unit, rule, _command("networks"))
         for cell in ("top1", "top1_rerun"):

@@ -126,13 +126,29 @@ class Figure:
         return NOT_TESTABLE, f"undecided: the interval reaches over a factor of {self.factor:g}"
 
 
+#: What papers call FLOPs, the metrics of the suite networks: the first that agrees is the definition used.
+DEFINITIONS = {
+    "params": {"params": "parameters"},
+    "macs": {
+        "macs": "convolutions, linear layers and applied dynamic filters",
+        "macs_with_attention": "with the products of attention",
+        "macs_with_mixing": "with the mixing of filters",
+        "macs_with_normalisation": "with BatchNorm, as thop counts it",
+    },
+}
+
+
 @dataclass(frozen=True)
 class Count:
     """A number of parameters or MACs of a network, to half the last printed digit; a smaller one is not better.
 
+    MACs agree by the plainest definition that does; it is named, and what the plain count is.
+
     Args:
         published: as printed, in the unit of the claim.
         unit: of the claim.
+        readings: variants that a network without a published definition could be, or that a label might mean. Their
+            counts are told where the network's own do not agree, and decide nothing.
     """
 
     metric: str
@@ -140,23 +156,56 @@ class Count:
     variant: str
     published: Decimal
     unit: int
+    readings: tuple[str, ...] = ()
 
     def __call__(self, evidence: Evidence) -> Finding:
-        found = next(filter(self._matches, evidence.records("networks", self.backbone)), None)
-        metric = found.metric(self.metric) if found else None
-        if found is None or metric is None or metric.value is None:
+        found = self._found(evidence, self.variant)
+        told = self._told(evidence)
+        if found is None:
+            missing = "this run has no such network, from the suite networks"
+            undefined = "no definition is published that gives this network"
+            return Finding(NOT_TESTABLE, reason=f"{undefined}; {told}" if told else missing)
+        definitions = DEFINITIONS[self.metric]
+        values = {name: self._value(found, name) for name in definitions}
+        plain = values[self.metric]
+        if plain is None:
             return Finding(NOT_TESTABLE, reason="this run has no such network, from the suite networks")
-        samples = int(found.axes.get("batch", 1)) if self.metric == "macs" else 1
-        ours = Decimal(int(metric.value)) / self.unit / samples
-        half = Decimal(1).scaleb(int(self.published.as_tuple().exponent)) / 2
-        difference = ours - self.published
-        reason = "" if abs(difference) <= half else f"differs by {difference:+f}, half the last printed digit is {half}"
-        return Finding(NOT_REPRODUCED if reason else REPRODUCED, float(ours), basis=found.case, reason=reason)
+        for name, value in values.items():
+            if value is not None and abs(value - self.published) <= self._half:
+                basis = f"{definitions[name]}, {found.case}"
+                reason = "" if name == self.metric else f"{definitions[self.metric]}: {plain:.3f}"
+                return Finding(REPRODUCED, float(value), basis=basis, reason=reason)
+        others = [f"{definitions[name]}: {value:.3f}" for name, value in values.items() if value not in (None, plain)]
+        reason = f"differs by {plain - self.published:+f}, half the last printed digit is {self._half}"
+        reason = "; ".join(filter(None, (reason, *others, told)))
+        return Finding(NOT_REPRODUCED, float(plain), basis=f"{definitions[self.metric]}, {found.case}", reason=reason)
 
-    def _matches(self, record: Record) -> bool:
-        """Whether it is this network, at the size the poster's figures are for."""
-        size = (record.axes.get("height", 224), record.axes.get("width", 224))
-        return record.axes.get("variant") == self.variant and size == (224, 224)
+    @property
+    def _half(self) -> Decimal:
+        return Decimal(1).scaleb(int(self.published.as_tuple().exponent)) / 2
+
+    def _told(self, evidence: Evidence) -> str:
+        """`res2net_26w_4s has 25.699`, for each reading that the run has."""
+        found = {name: self._found(evidence, name) for name in self.readings}
+        values = {name: self._value(record, self.metric) for name, record in found.items() if record}
+        return ", ".join(f"{name} has {value:.3f}" for name, value in values.items() if value is not None)
+
+    def _found(self, evidence: Evidence, variant: str) -> Record | None:
+        """The record of that variant, at the size the poster's figures are for."""
+        return next((r for r in evidence.records("networks", self.backbone) if _is(r, variant)), None)
+
+    def _value(self, record: Record, name: str) -> Decimal | None:
+        """A metric of the record for one sample, in the unit of the claim."""
+        metric = record.metric(name)
+        if metric is None or metric.value is None:
+            return None
+        samples = int(record.axes.get("batch", 1)) if self.metric == "macs" else 1
+        return Decimal(int(metric.value)) / self.unit / samples
+
+
+def _is(record: Record, variant: str) -> bool:
+    size = (record.axes.get("height", 224), record.axes.get("width", 224))
+    return record.axes.get("variant") == variant and size == (224, 224)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ class Parameters:
     formula: str
 
     def __call__(self, evidence: Evidence) -> Finding:
-        # the formula knows no heads
-        records = [r for r in evidence.records("params", self.op) if r.metric("params") and r.axes.get("head", 1) == 1]
+        records = [r for r in evidence.records("params", self.op) if r.metric("params") and _whole(r)]
         if not records:
             return Finding(NOT_TESTABLE, reason=evidence.why_absent("params", [self.op], [None]))
         items = {record.case: itemised(record, self.formula) for record in records}
@@ -47,6 +46,12 @@ class Parameters:
         basis += f" and {len(records) - 1} more shapes" if len(records) > 1 else ""
         reason = f"{total:,} = {_number(told['formula'])} by the formula{parts}; {more:+.2g} %" if parts else ""
         return Finding(NOT_REPRODUCED if wrong else REPRODUCED, total, basis=basis, reason=reason)
+
+
+def _whole(record: Record) -> bool:
+    """Whether it is the module that the formula is for, which knows no heads and no ablations."""
+    module = {"head": 1, "branches": "both", "norm": "filter_norm"}
+    return all(record.axes.get(axis, value) == value for axis, value in module.items())
 
 
 def itemised(record: Record, formula: str) -> dict[str, Fraction]:
