@@ -10,7 +10,6 @@ from typing import Any
 from . import FAILURES, Metric, Record, Run
 from .core.arrange import (
     PLACE_AXES,
-    VIEWS,
     Arrangement,
     Entry,
     Pivot,
@@ -26,7 +25,7 @@ from .core.growth import growths
 from .core.growth_told import FIT_HEADER, SLOPE_HEADER, fit_rows, slope_rows
 from .core.markup import code, escape, table
 from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
-from .core.summary import answers, counts, sentences
+from .core.summary import answers, counts, overview, sentences
 from .core.tables import metric_status
 from .core.units import Scale, bounds, common_scale, quantity, shown, with_bounds
 
@@ -170,8 +169,9 @@ def _plain(value: Any, key: str = "") -> str:
 def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[str]:
     """The tables and pictures of a suite in the report."""
     parts = []
-    if not any(view.suite == suite for view in VIEWS):
-        parts.append(_overview(arranged.suites[suite]))
+    if suite in arranged.unviewed():
+        header, rows, numbers = overview(arranged.suites[suite])
+        parts.append(table(header, rows, numbers))
     for view in arranged.views(suite) if not parts else []:
         parts += [f"### {escape(view.title)}\n", _pivot_table(arranged.pivot(view), _MOST_ROWS)]
         for picture in drawn:
@@ -246,27 +246,6 @@ def _pivot_table(content: Pivot, most_rows: int) -> str:
         rows.append([*where, *unit, *(_cell(content, place, series, scale) for series in content.columns)])
     left_out = len(content.rows) - len(rows)
     return table(header, rows, numbers=len(content.columns)) + _more(left_out)
-
-
-def _overview(entries: list[Entry]) -> str:
-    """A row for each case, a column for each metric; numbers of one column share a unit."""
-    found = {metric.name: metric for entry in entries for metric in entry.record.metrics if metric.value is not None}
-    scales = {}
-    for name, metric in found.items():
-        values = [m.value for e in entries if (m := e.record.metric(name)) and m.value is not None]
-        scales[name] = common_scale(name, metric.unit, values)
-    varying = [axis for i, axis in enumerate(PLACE_AXES) if len({entry.place[i] for entry in entries}) > 1]
-    units = (f"{name} ({scale.unit})" if scale.unit else name for name, scale in scales.items())
-    rows = []
-    for record, place, series in sorted(entries, key=lambda e: e.record.op):
-        where = [axis_text(axis, place[_INDEX[axis]]) for axis in varying]
-        metrics = {name: record.metric(name) for name in scales}
-        cells = [
-            shown(metric.value, scales[name]) if metric and metric.value is not None else record.status
-            for name, metric in metrics.items()
-        ]
-        rows.append([series._replace(impl="").label, *where, *cells])
-    return table(["case", *varying, *units], rows, numbers=len(scales))
 
 
 def _row_scale(content: Pivot, place: Place) -> Scale:

@@ -7,9 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .. import FAILURES, STATUSES, Metric, Record, Run
-from .arrange import BASELINES, PLACE_AXES, Arrangement, Pivot, Place, Series, View, divided, number, place_text
+from .arrange import (
+    BASELINES,
+    PLACE_AXES,
+    Arrangement,
+    Entry,
+    Pivot,
+    Place,
+    Series,
+    View,
+    axis_text,
+    divided,
+    number,
+    place_text,
+)
 from .claims.judge import judge, verdict_counts
-from .units import Scale, bounds, digits, quantity, with_bounds
+from .units import Scale, bounds, common_scale, digits, quantity, shown, with_bounds
 
 _RESOLUTION = PLACE_AXES.index("resolution")
 #: Failures named on the terminal; the report names all.
@@ -79,6 +92,30 @@ def sentences(answer: Answer) -> Iterator[tuple[str, str]]:
         yield series.label, ": ".join(filter(None, (_status(record), record.reason)))
 
 
+def overview(entries: list[Entry]) -> tuple[list[str], list[list[str]], int]:
+    """A suite at one glance: a row for each case, a column for each metric, the numbers of a column in one unit.
+
+    Returns:
+        The header, the rows, and how many of the columns, the last ones, are numbers.
+    """
+    found = {metric.name: metric for entry in entries for metric in entry.record.metrics if metric.value is not None}
+    scales = {}
+    for name, metric in found.items():
+        values = [m.value for e in entries if (m := e.record.metric(name)) and m.value is not None]
+        scales[name] = common_scale(name, metric.unit, values)
+    varying = [i for i in range(len(PLACE_AXES)) if len({entry.place[i] for entry in entries}) > 1]
+    rows = []
+    for record, place, series in sorted(entries, key=lambda e: e.record.op):
+        metrics = {name: record.metric(name) for name in scales}
+        cells = [
+            shown(metric.value, scales[name]) if metric and metric.value is not None else record.status
+            for name, metric in metrics.items()
+        ]
+        rows.append([series._replace(impl="").label, *(axis_text(PLACE_AXES[i], place[i]) for i in varying), *cells])
+    units = [f"{name} ({scale.unit})" if scale.unit else name for name, scale in scales.items()]
+    return ["case", *(PLACE_AXES[i] for i in varying), *units], rows, len(scales)
+
+
 def failures(run: Run) -> list[Record]:
     return [record for record in run.records if record.status in FAILURES]
 
@@ -93,7 +130,11 @@ def counts(run: Run) -> str:
 def terminal_summary(run: Run) -> str:
     """Plain text for the end of a run: the answers, then what failed, then the number of cases by status."""
     lines = []
-    for answer in answers(Arrangement([run])):
+    arranged = Arrangement([run])
+    for suite in arranged.unviewed():
+        header, rows, numbers = overview(arranged.suites[suite])
+        lines += [suite, *_aligned([header, *rows], numbers), ""]
+    for answer in answers(arranged):
         head = f"{answer.view.title} ({answer.where})"
         if any(cost.metric.low is not None for cost in answer.costs):
             lines += [head, *_cost_table(answer)]
@@ -179,5 +220,12 @@ def _cost_table(answer: Answer) -> list[str]:
     for cost in answer.costs:
         ratios = [digits(number(cost.ratios[base])) if base in cost.ratios else "" for base in bases]
         table.append([cost.series.label, with_bounds(cost.metric), *ratios, cost.roof])
+    return _aligned(table)
+
+
+def _aligned(table: list[list[str]], numbers: int = 0) -> list[str]:
+    """Indented lines of equal columns, the last `numbers` of them to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    pads = [str.ljust] * (len(widths) - numbers) + [str.rjust] * numbers
+    lines = [[pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)] for row in table]
+    return ["  " + "  ".join(cells).rstrip() for cells in lines]
