@@ -448,6 +448,15 @@ def test_terminal_summary_tells_answers_then_failures_then_counts() -> None:
     assert text.endswith("18 cases: 15 ok, 1 skipped, 1 does not fit, 1 crashed")
 
 
+def test_terminal_summary_shows_a_suite_without_a_headline_whole() -> None:
+    made = [
+        record("sorcery", op, "torch", 7, metrics=[Metric("mana", "J", mana), Metric("spells", "1", 3)])
+        for op, mana in (("conv", 12.5), ("dwconv", 7.0))
+    ]
+    text = terminal_summary(run_of(made))
+    assert text.startswith("sorcery\n  case    mana (J)  spells\n  conv        12.5       3\n  dwconv      7.00       3\n")
+
+
 def test_terminal_summary_names_no_more_failures_than_fit() -> None:
     made = [record("latency", "conv", "torch", size, status="failed", reason="wrong") for size in range(1, 31)]
     text = terminal_summary(run_of(made))
