@@ -254,6 +254,9 @@ def test_list_tells_what_there_is(runner: Runner) -> None:
         "ddf",
         "dyfilter",
         "dyfilter_dw",
+        "resnet18",
+        "resnet50",
+        "resnet101",
     ]
     assert runner("list", "suites").stdout.startswith("latency ")
     assert "ddf_op       composite" in runner("list", "impls").stdout

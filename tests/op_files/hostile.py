@@ -106,7 +106,7 @@ def _(inputs, point):
 
 @LateCrash.impl("torch")
 def _(inputs, point):
-    calls = iter(range(60))
+    calls = iter(range(30))
 
     def call():
         if next(calls, None) is None:
