@@ -10,7 +10,6 @@ from typing import Any
 from . import FAILURES, Metric, Record, Run
 from .core.arrange import (
     PLACE_AXES,
-    VIEWS,
     Arrangement,
     Entry,
     Pivot,
@@ -25,6 +24,7 @@ from .core.claims.poster import unclaimed
 from .core.growth import growths
 from .core.growth_told import FIT_HEADER, SLOPE_HEADER, fit_rows, slope_rows
 from .core.markup import code, escape, table
+from .core.overview import overview, served
 from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
 from .core.summary import answers, counts, sentences
 from .core.tables import metric_status
@@ -84,9 +84,9 @@ def _report(arranged: Arrangement, captions: dict[str, list[str]]) -> str:
 
 
 def _tables(arranged: Arrangement, suite: str) -> list[str]:
-    """A table per view, then every metric of every case."""
-    parts = []
-    for view in arranged.views(suite):
+    """A table per view, or the overview, then every metric of every case."""
+    parts = [_overview(arranged.suites[suite])] if served(suite) else []
+    for view in arranged.views(suite) if not parts else []:
         parts += [f"## {escape(view.title)}\n", _pivot_table(arranged.pivot(view), _MOST_DETAILS)]
     return [*parts, "## All metrics\n", _details(arranged.suites[suite])]
 
@@ -126,7 +126,7 @@ def _held(judgement: Judgement) -> list[str]:
     claim, finding = judgement.claim, judgement.finding
     unit = "" if claim.unit == "1" else claim.unit
     ours = with_bounds(Metric(claim.kind, "", finding.ours, finding.low, finding.high))
-    published, ours = (f"{text} {unit}".rstrip() for text in (claim.published, ours))
+    published, ours = (f"{text} {unit}".rstrip() if text else "" for text in (claim.published, ours))
     return [claim.statement, published, ours, finding.verdict.replace("_", " "), judgement.why]
 
 
@@ -169,9 +169,7 @@ def _plain(value: Any, key: str = "") -> str:
 
 def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[str]:
     """The tables and pictures of a suite in the report."""
-    parts = []
-    if not any(view.suite == suite for view in VIEWS):
-        parts.append(_overview(arranged.suites[suite]))
+    parts = [_overview(arranged.suites[suite])] if served(suite) else []
     for view in arranged.views(suite) if not parts else []:
         parts += [f"### {escape(view.title)}\n", _pivot_table(arranged.pivot(view), _MOST_ROWS)]
         for picture in drawn:
@@ -249,24 +247,9 @@ def _pivot_table(content: Pivot, most_rows: int) -> str:
 
 
 def _overview(entries: list[Entry]) -> str:
-    """A row for each case, a column for each metric; numbers of one column share a unit."""
-    found = {metric.name: metric for entry in entries for metric in entry.record.metrics if metric.value is not None}
-    scales = {}
-    for name, metric in found.items():
-        values = [m.value for e in entries if (m := e.record.metric(name)) and m.value is not None]
-        scales[name] = common_scale(name, metric.unit, values)
-    varying = [axis for i, axis in enumerate(PLACE_AXES) if len({entry.place[i] for entry in entries}) > 1]
-    units = (f"{name} ({scale.unit})" if scale.unit else name for name, scale in scales.items())
-    rows = []
-    for record, place, series in sorted(entries, key=lambda e: e.record.op):
-        where = [axis_text(axis, place[_INDEX[axis]]) for axis in varying]
-        metrics = {name: record.metric(name) for name in scales}
-        cells = [
-            shown(metric.value, scales[name]) if metric and metric.value is not None else record.status
-            for name, metric in metrics.items()
-        ]
-        rows.append([series._replace(impl="").label, *where, *cells])
-    return table(["case", *varying, *units], rows, numbers=len(scales))
+    content = overview(entries)
+    header = [f"{name} ({unit})" if unit else name for name, unit in content.header]
+    return table(header, content.rows, numbers=len(header) - content.words)
 
 
 def _row_scale(content: Pivot, place: Place) -> Scale:
