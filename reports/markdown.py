@@ -24,6 +24,7 @@ from .core.claims.poster import unclaimed
 from .core.growth import growths
 from .core.growth_told import FIT_HEADER, SLOPE_HEADER, fit_rows, slope_rows
 from .core.markup import code, escape, table
+from .core.overview import overview, served
 from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
 from .core.summary import answers, counts, overview, sentences
 from .core.tables import metric_status
@@ -83,9 +84,9 @@ def _report(arranged: Arrangement, captions: dict[str, list[str]]) -> str:
 
 
 def _tables(arranged: Arrangement, suite: str) -> list[str]:
-    """A table per view, then every metric of every case."""
-    parts = []
-    for view in arranged.views(suite):
+    """A table per view, or the overview, then every metric of every case."""
+    parts = [_overview(arranged.suites[suite])] if served(suite) else []
+    for view in arranged.views(suite) if not parts else []:
         parts += [f"## {escape(view.title)}\n", _pivot_table(arranged.pivot(view), _MOST_DETAILS)]
     return [*parts, "## All metrics\n", _details(arranged.suites[suite])]
 
@@ -125,7 +126,7 @@ def _held(judgement: Judgement) -> list[str]:
     claim, finding = judgement.claim, judgement.finding
     unit = "" if claim.unit == "1" else claim.unit
     ours = with_bounds(Metric(claim.kind, "", finding.ours, finding.low, finding.high))
-    published, ours = (f"{text} {unit}".rstrip() for text in (claim.published, ours))
+    published, ours = (f"{text} {unit}".rstrip() if text else "" for text in (claim.published, ours))
     return [claim.statement, published, ours, finding.verdict.replace("_", " "), judgement.why]
 
 
@@ -168,10 +169,7 @@ def _plain(value: Any, key: str = "") -> str:
 
 def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[str]:
     """The tables and pictures of a suite in the report."""
-    parts = []
-    if suite in arranged.unviewed():
-        header, rows, numbers = overview(arranged.suites[suite])
-        parts.append(table(header, rows, numbers))
+    parts = [_overview(arranged.suites[suite])] if served(suite) else []
     for view in arranged.views(suite) if not parts else []:
         parts += [f"### {escape(view.title)}\n", _pivot_table(arranged.pivot(view), _MOST_ROWS)]
         for picture in drawn:
@@ -246,6 +244,12 @@ def _pivot_table(content: Pivot, most_rows: int) -> str:
         rows.append([*where, *unit, *(_cell(content, place, series, scale) for series in content.columns)])
     left_out = len(content.rows) - len(rows)
     return table(header, rows, numbers=len(content.columns)) + _more(left_out)
+
+
+def _overview(entries: list[Entry]) -> str:
+    content = overview(entries)
+    header = [f"{name} ({unit})" if unit else name for name, unit in content.header]
+    return table(header, content.rows, numbers=len(header) - content.words)
 
 
 def _row_scale(content: Pivot, place: Place) -> Scale:

@@ -165,8 +165,10 @@ def official(depths: tuple[int, ...]) -> dict[str, Tensor]:
     return {name: torch.full(shape, 1) if not shape else torch.rand(shape) for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize(("backbone", "depths"), [("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3))])
-@pytest.mark.parametrize("variant", ["ddf", "ddf_add"])
+@pytest.mark.parametrize(
+    ("backbone", "depths", "variant"),
+    [("resnet50", (3, 4, 6, 3), "ddf"), ("resnet50", (3, 4, 6, 3), "ddf_add"), ("resnet101", (3, 4, 23, 3), "ddf")],
+)
 def test_an_official_checkpoint_loads(backbone: str, depths: tuple[int, ...], variant: str) -> None:
     checkpoint = official(depths)
     network = networks.build(backbone, variant, device="meta")
@@ -183,10 +185,22 @@ def test_a_checkpoint_of_another_network_does_not_load() -> None:
 # ------------------------------------------------------------------------------------------------------------ running
 
 
+def step(network: nn.Module, images: Tensor) -> float:
+    """One step of training; the loss."""
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    loss = F.cross_entropy(network(images), torch.arange(len(images), device=images.device))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    optimizer.step()
+    assert all(p.isfinite().all() for p in network.parameters())
+    return float(loss.detach())
+
+
 @pytest.mark.parametrize(("backbone", "variant"), EACH)
 @pytest.mark.parametrize("device", DEVICES)
-def test_impls_give_the_reference(backbone: str, variant: str, device: str) -> None:
-    op, point = OPS[backbone], at(variant, size=32)
+def test_impls_give_the_reference_and_a_training_step_is_finite(backbone: str, variant: str, device: str) -> None:
+    op, point = OPS[backbone], at(variant, size=32, direction="forward_backward")
     inputs = made(backbone, point, device)
     assert not inputs.module.training
     served = 0
@@ -203,27 +217,9 @@ def test_impls_give_the_reference(backbone: str, variant: str, device: str) -> N
             served += 1
             assert float(((result.double() - value).abs() / magnitude).max()) < 1e-5
     assert served == (2 if variant.startswith("ddf") and not native.missing(device) else 1)
-
-
-def step(network: nn.Module, images: Tensor) -> float:
-    """One step of training; the loss."""
-    network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    loss = F.cross_entropy(network(images), torch.arange(len(images), device=images.device))
-    loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    optimizer.step()
-    assert all(p.isfinite().all() for p in network.parameters())
-    return float(loss.detach())
-
-
-@pytest.mark.parametrize(("backbone", "variant"), EACH)
-def test_a_training_step_is_finite(backbone: str, variant: str) -> None:
-    inputs = made(backbone, at(variant, size=32, direction="forward_backward"))
-    network = inputs.module
-    assert network is not None
-    with networks.plain_operators(network):
-        assert step(network, inputs["images"].detach()) < 20
+    assert inputs.module is not None
+    with networks.plain_operators(inputs.module):
+        assert step(inputs.module, inputs["images"].detach()) < 20
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])

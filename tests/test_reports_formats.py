@@ -448,13 +448,33 @@ def test_terminal_summary_tells_answers_then_failures_then_counts() -> None:
     assert text.endswith("18 cases: 15 ok, 1 skipped, 1 does not fit, 1 crashed")
 
 
-def test_terminal_summary_shows_a_suite_without_a_headline_whole() -> None:
-    made = [
-        record("sorcery", op, "torch", 7, metrics=[Metric("mana", "J", mana), Metric("spells", "1", 3)])
-        for op, mana in (("conv", 12.5), ("dwconv", 7.0))
-    ]
-    text = terminal_summary(run_of(made))
-    assert text.startswith("sorcery\n  case    mana (J)  spells\n  conv        12.5       3\n  dwconv      7.00       3\n")
+def test_a_suite_without_views_is_one_table_in_the_report_and_on_the_terminal() -> None:
+    """Ops in order of appearance, names of metrics a word a line, one unit a column."""
+    counted = {"resnet18": (11_689_512, 1.81e9), "resnet101": (44_549_160, 7.8e9)}
+    run = run_of(
+        record(
+            "networks",
+            op,
+            "torch",
+            224,
+            variant=variant,
+            metrics=[Metric("params", "1", n), Metric("macs_x", "MAC", m)],
+        )
+        for op, (n, m) in counted.items()
+        for variant in ("base", "se")
+    )
+    text = terminal_summary(run)
+    lines = text.splitlines()
+    assert lines[0].startswith("networks (cpu, ")
+    assert [line.split() for line in lines[1:4]] == [["macs"], ["x"], ["case", "params", "GMAC"]]
+    assert [line.split()[:2] for line in lines[4:8]] == [[op, variant] for op in counted for variant in ("base", "se")]
+    assert lines[4].endswith("  11,689,512  1.81")
+    assert lines[7].endswith("  44,549,160  7.80")
+    files = formats()["markdown"].serialize([run])
+    for path in ("report.md", "tables/networks.md"):
+        page = str(files[path])
+        assert "| case | params | macs_x (GMAC) |" in page
+        assert page.index("| resnet18 se | 11,689,512 | 1.81 |") < page.index("| resnet101 base | 44,549,160 | 7.80 |")
 
 
 def test_terminal_summary_names_no_more_failures_than_fit() -> None:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .. import FAILURES, STATUSES, Metric, Record, Run
-from .arrange import (
-    BASELINES,
-    PLACE_AXES,
-    Arrangement,
-    Entry,
-    Pivot,
-    Place,
-    Series,
-    View,
-    axis_text,
-    divided,
-    number,
-    place_text,
-)
+from .arrange import BASELINES, PLACE_AXES, Arrangement, Entry, Pivot, Place, Series, View, divided, number, place_text
 from .claims.judge import judge, verdict_counts
-from .units import Scale, bounds, common_scale, digits, quantity, shown, with_bounds
+from .overview import Overview, overview, served
+from .units import Scale, bounds, digits, quantity, with_bounds
 
 _RESOLUTION = PLACE_AXES.index("resolution")
 #: Failures named on the terminal; the report names all.
@@ -128,12 +116,15 @@ def counts(run: Run) -> str:
 
 
 def terminal_summary(run: Run) -> str:
-    """Plain text for the end of a run: the answers, then what failed, then the number of cases by status."""
+    """Plain text for the end of a run: overviews, answers, what failed, and the number of cases by status."""
     lines = []
     arranged = Arrangement([run])
-    for suite in arranged.unviewed():
-        header, rows, numbers = overview(arranged.suites[suite])
-        lines += [suite, *_aligned([header, *rows], numbers), ""]
+    for suite in filter(served, arranged.suites):
+        lines += [
+            f"{suite} ({_common(arranged.suites[suite])})",
+            *_overview_table(overview(arranged.suites[suite])),
+            "",
+        ]
     for answer in answers(arranged):
         head = f"{answer.view.title} ({answer.where})"
         if any(cost.metric.low is not None for cost in answer.costs):
@@ -220,12 +211,28 @@ def _cost_table(answer: Answer) -> list[str]:
     for cost in answer.costs:
         ratios = [digits(number(cost.ratios[base])) if base in cost.ratios else "" for base in bases]
         table.append([cost.series.label, with_bounds(cost.metric), *ratios, cost.roof])
-    return _aligned(table)
+    widths = _widths(table)
+    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
 
 
-def _aligned(table: list[list[str]], numbers: int = 0) -> list[str]:
-    """Indented lines of equal columns, the last `numbers` of them to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    pads = [str.ljust] * (len(widths) - numbers) + [str.rjust] * numbers
-    lines = [[pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)] for row in table]
-    return ["  " + "  ".join(cells).rstrip() for cells in lines]
+def _overview_table(content: Overview) -> list[str]:
+    """Aligned; names of metrics stand a word below the other, and their units below them."""
+    names = [[*name.split("_"), *filter(None, [unit])] for name, unit in content.header]
+    height = max(map(len, names))
+    table = [*zip(*([""] * (height - len(words)) + words for words in names), strict=True), *content.rows]
+    widths, words = _widths(table), content.words
+    return [
+        "  " + "  ".join([*map(str.ljust, row[:words], widths), *map(str.rjust, row[words:], widths[words:])])
+        for row in table
+    ]
+
+
+def _common(entries: list[Entry]) -> str:
+    """What all entries have in common: `cpu, batch 1, 224×224`."""
+    places = {entry.place for entry in entries}
+    common = [axis for i, axis in enumerate(PLACE_AXES) if len({place[i] for place in places}) == 1]
+    return place_text(entries[0].place, common)
+
+
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*table, strict=True)]

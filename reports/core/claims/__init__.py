@@ -24,7 +24,8 @@ class Finding:
         low, high: its 95 % bounds, where it is an estimate.
         basis: what it rests on: impls, batch, shapes.
         reason: why, where the verdict alone does not say it.
-        undecided: it was tested, but the bounds lie on both sides; the verdict is `not_testable`.
+        undecided: it was tested, but the bounds lie on both sides, or nobody says what is to be counted; the verdict is
+            `not_testable`.
     """
 
     verdict: str

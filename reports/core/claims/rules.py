@@ -164,7 +164,7 @@ class Count:
         if found is None:
             missing = "this run has no such network, from the suite networks"
             undefined = "no definition is published that gives this network"
-            return Finding(NOT_TESTABLE, reason=f"{undefined}; {told}" if told else missing)
+            return Finding(NOT_TESTABLE, reason=f"{undefined}; {told}" if told else missing, undecided=bool(told))
         definitions = DEFINITIONS[self.metric]
         values = {name: self._value(found, name) for name in definitions}
         plain = values[self.metric]
@@ -173,7 +173,8 @@ class Count:
         for name, value in values.items():
             if value is not None and abs(value - self.published) <= self._half:
                 basis = f"{definitions[name]}, {found.case}"
-                reason = "" if name == self.metric else f"{definitions[self.metric]}: {plain:.3f}"
+                by_plain = f"not by the plain count: {definitions[self.metric]} give {plain:.3f}"
+                reason = "" if name == self.metric else by_plain
                 return Finding(REPRODUCED, float(value), basis=basis, reason=reason)
         others = [f"{definitions[name]}: {value:.3f}" for name, value in values.items() if value not in (None, plain)]
         reason = f"differs by {plain - self.published:+f}, half the last printed digit is {self._half}"
