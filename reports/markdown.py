@@ -26,7 +26,7 @@ from .core.growth_told import FIT_HEADER, SLOPE_HEADER, fit_rows, slope_rows
 from .core.markup import code, escape, table
 from .core.overview import overview, served
 from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
-from .core.summary import answers, counts, overview, sentences
+from .core.summary import answers, counts, sentences
 from .core.tables import metric_status
 from .core.units import Scale, bounds, common_scale, quantity, shown, with_bounds
 

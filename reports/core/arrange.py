@@ -184,10 +184,6 @@ class Arrangement:
             return [view for view in known if view.metric in present]
         return [View(suite, metric, metric, drawn=False) for metric in present]
 
-    def unviewed(self) -> list[str]:
-        """The suites of which no view is known."""
-        return [suite for suite in self.suites if not any(view.suite == suite for view in VIEWS)]
-
     def pivot(self, view: View) -> Pivot:
         """The table of one metric; where the impls of an op cannot differ in it, each op is one series."""
         if view not in self._pivots:

@@ -80,30 +80,6 @@ def sentences(answer: Answer) -> Iterator[tuple[str, str]]:
         yield series.label, ": ".join(filter(None, (_status(record), record.reason)))
 
 
-def overview(entries: list[Entry]) -> tuple[list[str], list[list[str]], int]:
-    """A suite at one glance: a row for each case, a column for each metric, the numbers of a column in one unit.
-
-    Returns:
-        The header, the rows, and how many of the columns, the last ones, are numbers.
-    """
-    found = {metric.name: metric for entry in entries for metric in entry.record.metrics if metric.value is not None}
-    scales = {}
-    for name, metric in found.items():
-        values = [m.value for e in entries if (m := e.record.metric(name)) and m.value is not None]
-        scales[name] = common_scale(name, metric.unit, values)
-    varying = [i for i in range(len(PLACE_AXES)) if len({entry.place[i] for entry in entries}) > 1]
-    rows = []
-    for record, place, series in sorted(entries, key=lambda e: e.record.op):
-        metrics = {name: record.metric(name) for name in scales}
-        cells = [
-            shown(metric.value, scales[name]) if metric and metric.value is not None else record.status
-            for name, metric in metrics.items()
-        ]
-        rows.append([series._replace(impl="").label, *(axis_text(PLACE_AXES[i], place[i]) for i in varying), *cells])
-    units = [f"{name} ({scale.unit})" if scale.unit else name for name, scale in scales.items()]
-    return ["case", *(PLACE_AXES[i] for i in varying), *units], rows, len(scales)
-
-
 def failures(run: Run) -> list[Record]:
     return [record for record in run.records if record.status in FAILURES]
 
