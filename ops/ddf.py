@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
-from .core import native
+from .core import native, published
 from .core.closed_forms import held
 from .core.seeded import fill_convolution, normal, placed
 from .core.taps import windows
@@ -621,6 +621,12 @@ def _closure(operator: Operator, inputs: Inputs, point: Point) -> Closure:
     return lambda: operator(features, channel_filter, spatial_filter, *settings)
 
 
+@DDFOp.impl("paper", library="ddf")
+def _(inputs: Inputs, point: Point) -> Closure:
+    _need_published(inputs, point)
+    return _closure(published.apply, inputs, point)
+
+
 @DDFModule.impl("native", library="ddf")
 def _(inputs: Inputs, point: Point) -> Closure:
     _need_native(inputs, point)
@@ -639,6 +645,22 @@ def _(inputs: Inputs, point: Point) -> Closure:
     features, pack = inputs["features"], cast(DDFPack, inputs.module)
     compute = torch.compile(pack.compute, dynamic=False)
     return _started(lambda: compute(features, composite), point)
+
+
+@DDFModule.impl("paper", library="ddf")
+def _(inputs: Inputs, point: Point) -> Closure:
+    _need_published(inputs, point)
+    features, pack = inputs["features"], cast(DDFPack, inputs.module)
+    return lambda: pack.compute(features, published.apply)
+
+
+def _need_published(inputs: Inputs, point: Point) -> None:
+    """Raises:
+    Skip: if the published kernels cannot serve the case.
+    """
+    reason = published.refusal(inputs["features"], point.kernel_size, point.dilation, point.stride)
+    if reason:
+        raise Skip(f"published kernels: {reason}")
 
 
 def _need_native(inputs: Inputs, point: Point) -> None:
