@@ -135,7 +135,7 @@ def cuda_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> type[OnCpu]:
     includes = next(line for line in said if "INCLUDES=" in line).partition("=")[2].replace('"', "").split()
     library = tmp_path_factory.mktemp("cuda_on_cpu") / "library.so"
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", *includes, "-Icsrc", "-x", "c++"]
-    run(["g++", *flags, "-include", "tests/cuda_on_cpu.h", "csrc/ddf/ddf_cuda.cu", "-o", str(library)])
+    run(["g++", *flags, "-include", "suites/core/emulation/cuda_on_cpu.h", "csrc/ddf/ddf_cuda.cu", "-o", str(library)])
     loaded = ctypes.CDLL(str(library))
     loaded.forward = loaded._ZN3ddf12cuda_forwardERKNS_6ParamsEiPv
     loaded.backward = loaded._ZN3ddf13cuda_backwardERKNS_6ParamsEiPv

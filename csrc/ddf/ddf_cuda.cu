@@ -19,11 +19,8 @@
 // No sum depends on which block runs first, so results are the same in every run. Offsets are
 // 64-bit throughout.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include "ddf/ddf.h"
+#include "ddf/device.cuh"
 
 namespace ddf {
 namespace {
@@ -208,7 +205,7 @@ __global__ void __launch_bounds__(kThreads) grad_channel_kernel(const Params p) 
         read<T>(p.out, n, c, y, x) * read_features<T>(p, n, c, y, x, tap / k, tap % k);
     sum += kAdd ? product : product * read<T>(p.spatial, n, tap, y, x);
   }
-  __shared__ A sums[kThreads];
+  DDF_SHARED(A, sums, [kThreads]);
   sums[threadIdx.x] = sum;
   for (unsigned width = kThreads / 2; width > 0; width /= 2) {
     __syncthreads();
@@ -221,12 +218,7 @@ using Kernel = void (*)(const Params);
 
 cudaError_t launch(Kernel kernel, int64_t blocks, const Params& p, void* stream) {
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, p);
-  return error == cudaSuccess ? cudaGetLastError() : error;
+  return launch({dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream}, kernel, p);
 }
 
 // Launchers by element type and combination: each knows its kernel and how many blocks there are.
