@@ -126,7 +126,7 @@ class OnCpu(Case):
 
 @pytest.fixture(scope="module")
 def cuda_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> type[OnCpu]:
-    """`ddf_cuda.cu` compiled by the C++ compiler, with the CUDA headers and a header that stands for the GPU."""
+    """The kernels compiled by the C++ compiler, with the CUDA headers and a header that stands for the GPU."""
     if NVCC is None:
         pytest.skip("no nvcc, and with it no CUDA headers")
     said = subprocess.run(
@@ -135,9 +135,12 @@ def cuda_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> type[OnCpu]:
     includes = next(line for line in said if "INCLUDES=" in line).partition("=")[2].replace('"', "").split()
     library = tmp_path_factory.mktemp("cuda_on_cpu") / "library.so"
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", *includes, "-Icsrc", "-x", "c++"]
-    run(["g++", *flags, "-include", "suites/core/emulation/cuda_on_cpu.h", "csrc/ddf/ddf_cuda.cu", "-o", str(library)])
+    sources = map(str, sorted((CSRC / "ddf").rglob("*.cu")))
+    run(["g++", *flags, "-include", "suites/core/emulation/cuda_on_cpu.h", *sources, "-o", str(library)])
     loaded = ctypes.CDLL(str(library))
     loaded.forward = loaded._ZN3ddf12cuda_forwardERKNS_6ParamsEiPv
+    loaded.forward_by = loaded._ZN3ddf15cuda_forward_byEPKcRKNS_6ParamsEiPv
+    loaded.paper = loaded._ZN3ddf18cuda_paper_forwardERKNS_6ParamsEiPv
     loaded.backward = loaded._ZN3ddf13cuda_backwardERKNS_6ParamsEiPv
     return type("OnThisCpu", (OnCpu,), {"library": loaded})
 

@@ -13,6 +13,9 @@
 // Padding is zeros in the stages, written once: copies never touch it, so that no boundary is left
 // in the loop, and a filter meets the padding as any other number.
 //
+// The output and S are accessed by whole vectors: widths and strides that are no multiple of 4 (2 in
+// float64, and at k = 7) are refused.
+//
 // Blocks that share a tile are neighbours in the grid, the chunk being the fastest index: they find
 // its spatial filter in the L2 cache, as vertical neighbours find their halo rows.
 #pragma once
@@ -26,9 +29,8 @@ struct RowsPlan {
   int across, down;   // tiles of a plane
   int chunk;          // channels of a block
   int pitch;          // elements of a row of a stage
-  int copy_bytes;     // of one copy by a thread: 16, 8, 4, or 2, which is no asynchronous one
+  int copy_bytes;     // of one copy by a thread: 16, 4 (8 for float64), or 2, which is done at once
   bool bulk;          // by the copy engine instead, row by row
-  bool wide_spatial, wide_out;  // whether S and the output can be accessed by whole vectors
 };
 
 // Pixels and rows of a thread, by what its taps take of the registers.
@@ -56,6 +58,10 @@ constexpr int kRowsThreads = 256;
 
 using RowsKernel = void (*)(const Params, const RowsPlan);
 
+// The kernel for a stride of 1 or 2; instantiated in rows_3.cu, rows_5.cu and rows_7.cu.
+template <typename T, int kSize>
+RowsKernel rows_kernel_of(int64_t stride, bool add);
+
 // Where a copy comes from and goes to, in elements from the first input pixel and the stage.
 struct RowsCopy {
   int from, to;
@@ -78,7 +84,7 @@ __host__ __device__ inline int rows_front(int chunk, int stored_taps, int copies
 }
 
 template <typename T, int kSize, int kStride, bool kAdd>
-__global__ void __launch_bounds__(kRowsThreads, kSize == 3 ? 2 : 1)
+__global__ void __launch_bounds__(kRowsThreads, kSize == 3 && (sizeof(T) < 8 || kStride == 1) ? 2 : 1)
     rows_kernel(const Params p, const RowsPlan plan) {
   using A = Accumulator<T>;
   using Shape = RowsShape<T, kSize>;
@@ -134,25 +140,17 @@ __global__ void __launch_bounds__(kRowsThreads, kSize == 3 ? 2 : 1)
   const int strips = plan.columns / kPixels;
   const int row = thread / strips * kRows, column = thread % strips * kPixels;
   const int y = y0 + row, x = x0 + column;
-  const int rows_here = row < plan.rows ? int(p.out_height) - y : 0;  // what is left below
-  const int columns_here = int(p.out_width) - x;
-  const bool active = rows_here > 0 && columns_here > 0;
+  // Rows that are left from there on; none outside of the tile.
+  const int rows_here = row < plan.rows && x < p.out_width ? int(p.out_height) - y : 0;
+  const bool active = rows_here > 0;
   A spatial[kTaps][kRows][kPixels];
 #pragma unroll
   for (int j = 0; j < kTaps; ++j) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       Pack<T, kPixels> taps{};
-      if (active && r < rows_here) {
-        const T* from = at<T>(p.spatial, n, j, y + r, x);
-        if (plan.wide_spatial && kPixels <= columns_here) {
-          taps = load<kPixels, Hint::read_only>(from);
-        } else {
-#pragma unroll
-          for (int v = 0; v < kPixels; ++v) {
-            if (v < columns_here) taps[v] = from[v * p.spatial.stride[3]];
-          }
-        }
+      if (r < rows_here) {
+        taps = load<kPixels, Hint::read_only>(at<T>(p.spatial, n, j, y + r, x));
       }
 #pragma unroll
       for (int v = 0; v < kPixels; ++v) spatial[j][r][v] = widen(taps[v]);
@@ -178,41 +176,32 @@ __global__ void __launch_bounds__(kRowsThreads, kSize == 3 ? 2 : 1)
         copy_elements<size()>(to + list[i].to, from + list[i].from);
       }
     };
-    switch (plan.copy_bytes) {
-      case 16:
-        by(std::integral_constant<int, 16>());
-        break;
-      case 8:
-        by(std::integral_constant<int, 8>());
-        break;
-      case 4:
-        by(std::integral_constant<int, 4>());
-        break;
-      default:
-        by(std::integral_constant<int, 2>());
+    if (plan.copy_bytes == 16) {
+      by(std::integral_constant<int, 16>());
+    } else if (plan.copy_bytes >= 4) {
+      by(std::integral_constant<int, sizeof(T) == 8 ? 8 : 4>());
+    } else {
+      by(std::integral_constant<int, int(sizeof(T))>());
     }
   };
 
   __syncthreads();
-#pragma unroll 1
-  for (int c = 0; c < kStages - 1; ++c) {
-    if (c < channels) issue(c);
-    copies_commit();
-  }
   const T* window =
       stages + row * kStride * plan.pitch + Shape::kMargin - kLead + column * kStride;
   T* out = active ? at<T>(p.out, n, c0, y, x) : nullptr;
 #pragma unroll 1
-  for (int c = 0; c < channels; ++c) {
-    if (plan.bulk) {
-      arrivals[c % kStages].wait(c / kStages % 2);
-    } else {
-      copies_wait<kStages - 2>();
+  for (int c = 1 - kStages; c < channels; ++c) {
+    if (c >= 0) {
+      if (plan.bulk) {
+        arrivals[c % kStages].wait(c / kStages % 2);
+      } else {
+        copies_wait<kStages - 2>();
+      }
+      __syncthreads();  // this channel is there for all, and all are done with the one before
     }
-    __syncthreads();  // this channel is there for all, and all are done with the one before
     if (c + kStages - 1 < channels) issue(c + kStages - 1);
     copies_commit();
-    if (!active) continue;
+    if (c < 0 || !active) continue;
 
     A taps[kStoredTaps];
 #pragma unroll
@@ -253,16 +242,15 @@ __global__ void __launch_bounds__(kRowsThreads, kSize == 3 ? 2 : 1)
       Pack<T, kPixels> pack;
 #pragma unroll
       for (int v = 0; v < kPixels; ++v) narrow(sum[r][v], &pack[v]);
-      if (plan.wide_out && kPixels <= columns_here) {
-        store<Hint::streaming>(to, pack);
-      } else {
-#pragma unroll
-        for (int v = 0; v < kPixels; ++v) {
-          if (v < columns_here) to[v * p.out.stride[3]] = pack[v];
-        }
-      }
+      store<Hint::streaming>(to, pack);
     }
   }
+}
+
+template <typename T, int kSize>
+RowsKernel rows_kernel_of(int64_t stride, bool add) {
+  if (stride == 1) return add ? rows_kernel<T, kSize, 1, true> : rows_kernel<T, kSize, 1, false>;
+  return add ? rows_kernel<T, kSize, 2, true> : rows_kernel<T, kSize, 2, false>;
 }
 
 }  // namespace ddf
