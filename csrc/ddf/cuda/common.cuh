@@ -44,4 +44,22 @@ __host__ __device__ inline T* at(const View& view, int64_t a, int64_t b, int64_t
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
+// Keeps the compiler from computing a pointer before it is needed.
+template <typename T>
+__device__ inline void opaque(T*& pointer) {
+#ifndef CUDA_ON_CPU
+  asm volatile("" : "+l"(pointer));
+#endif
+}
+
+// Asynchronous where the hardware has such copies.
+template <int kBytes, typename T>
+__device__ inline void copy_elements(T* to, const T* from) {
+  if constexpr (kBytes >= 4) {
+    copy_async<kBytes>(to, from);
+  } else {
+    *to = *from;
+  }
+}
+
 }  // namespace ddf

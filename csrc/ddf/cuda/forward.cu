@@ -26,6 +26,10 @@ int rows_bulk(const Params& p, const Gpu& gpu, void* stream) {
 int rows(const Params& p, const Gpu& gpu, void* stream) {
   return launch_rows(p, gpu, stream, false);
 }
+int planes(const Params& p, const Gpu& gpu, void* stream) { return launch_planes(p, gpu, stream); }
+int channels(const Params& p, const Gpu& gpu, void* stream) {
+  return launch_channels(p, gpu, stream);
+}
 int general(const Params& p, const Gpu&, void* stream) { return launch_general(p, stream); }
 }  // namespace kernels
 

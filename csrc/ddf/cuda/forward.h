@@ -14,6 +14,8 @@ struct Gpu {
 // Each returns a cudaError_t, cudaErrorNotSupported where the kernel cannot serve; nothing has
 // happened then.
 int launch_rows(const Params& params, const Gpu& gpu, void* stream, bool bulk);
+int launch_planes(const Params& params, const Gpu& gpu, void* stream);
+int launch_channels(const Params& params, const Gpu& gpu, void* stream);
 int launch_general(const Params& params, void* stream);
 
 }  // namespace ddf

@@ -67,15 +67,6 @@ struct RowsCopy {
   int from, to;
 };
 
-template <int kBytes, typename T>
-__device__ inline void copy_elements(T* to, const T* from) {
-  if constexpr (kBytes >= 4) {
-    copy_async<kBytes>(to, from);
-  } else {
-    *to = *from;
-  }
-}
-
 // Bytes of shared memory in front of the stages: the taps of the channels, and the list of copies.
 template <typename T>
 __host__ __device__ inline int rows_front(int chunk, int stored_taps, int copies) {
