@@ -8,7 +8,7 @@ case. The machinery (case expansion, processes, clocks, devices, checks) is in `
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +52,8 @@ class Declaration:
     slow_impls: tuple[str, ...]
     #: Folder of csrc by impl, of those that are built.
     libraries: Mapping[str, str]
+    #: What an impl chooses from, by impl, a line each.
+    kernels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Json) -> Declaration:

@@ -174,6 +174,7 @@ def declaration(op: Op, file: str) -> Json:
         "impls": list(op.impls),
         "slow_impls": [impl.name for impl in op.impls.values() if impl.slow_start],
         "libraries": {impl.name: impl.library for impl in op.impls.values() if impl.library},
+        "kernels": {impl.name: impl.kernels for impl in op.impls.values() if impl.kernels},
     }
 
 
