@@ -102,9 +102,7 @@ def test_kernel(base: Callable[[str], type[Case]], name: str, device: str, k: in
 
 
 @pytest.mark.parametrize(("name", "device"), KERNELS_ON)
-def test_what_is_not_finite_stays_where_it_belongs(
-    base: Callable[[str], type[Case]], name: str, device: str
-) -> None:
+def test_what_is_not_finite_stays_where_it_belongs(base: Callable[[str], type[Case]], name: str, device: str) -> None:
     """Infinite and nan features at the edge do not meet the padding; an infinite filter does, and gives nan."""
     shape, stride = SHAPES[name][0]
     kind, layouts = named(name, base(device)), (layout_of(name),) * 4
@@ -122,9 +120,7 @@ def test_what_is_not_finite_stays_where_it_belongs(
 
 @pytest.mark.parametrize(("name", "device"), KERNELS_ON)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_bits_in_every_run(
-    base: Callable[[str], type[Case]], name: str, device: str, dtype: torch.dtype
-) -> None:
+def test_same_bits_in_every_run(base: Callable[[str], type[Case]], name: str, device: str, dtype: torch.dtype) -> None:
     for shape, stride in SHAPES[name][1:2]:
         case = named(name, base(device))(shape, 3, Settings(stride), dtype, (layout_of(name),) * 4, device=device)
         assert torch.equal(case.forward(), case.forward())
@@ -172,7 +168,7 @@ def test_a_named_kernel_runs_or_refuses(cuda_on_cpu: type[OnCpu]) -> None:
     assert error("no_such_kernel", (1, 2, 8, 8)) == INVALID
 
 
-# ------------------------------------------------------------------------------------------- the table and the registers
+# --------------------------------------------------------------------------------------- the table and the registers
 
 
 def test_the_table_is_listed_and_ends_with_the_general_kernel(runner: Runner) -> None:
@@ -208,7 +204,7 @@ def test_hot_kernels_do_not_spill(tmp_path: Path) -> None:
     assert set(spilling) <= {"75"}, spilling
 
 
-# ------------------------------------------------------------------------------------------------- the published kernels
+# --------------------------------------------------------------------------------------------- the published kernels
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -248,8 +248,9 @@ Params describe_into(const Tensor& out, const Tensor& features, const Tensor& ch
 
 void forward_out(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
                  int64_t dilation, int64_t stride, StringHandle combine, const Tensor& out) {
-  run_forward(describe_into(out, features, channel_filter, spatial_filter, dilation, stride, combine),
-              features);
+  run_forward(
+      describe_into(out, features, channel_filter, spatial_filter, dilation, stride, combine),
+      features);
 }
 
 // By a CUDA kernel of that name, or not at all.

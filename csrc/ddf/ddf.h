@@ -56,8 +56,8 @@ void cpu_backward(const Params& params, ParallelFor parallel_for);
 int cuda_forward(const Params& params, int device, void* stream);
 int cuda_backward(const Params& params, int device, void* stream);
 
-// The forward pass by the kernel of that name in cuda/kernels.def, "" for whichever the table means:
-// cudaErrorNotSupported where it cannot serve, cudaErrorInvalidValue where there is none.
+// The forward pass by the kernel of that name in cuda/kernels.def, "" for whichever the table
+// means: cudaErrorNotSupported where it cannot serve, cudaErrorInvalidValue where there is none.
 int cuda_forward_by(const char* name, const Params& params, int device, void* stream);
 
 // The published kernels, into an output that is filled with zeros; cudaErrorNotSupported where they

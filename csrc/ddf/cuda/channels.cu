@@ -1,9 +1,8 @@
 // Where the kernels of channels.cuh serve, and how their tiles are chosen.
 
-#include "ddf/cuda/channels.cuh"
-
 #include <algorithm>
 
+#include "ddf/cuda/channels.cuh"
 #include "ddf/cuda/forward.h"
 
 namespace ddf {
@@ -50,9 +49,8 @@ cudaError_t run(const Params& p, void* stream) {
   if (blocks > 0x7fffffff) return cudaErrorNotSupported;
   grid.blocks = dim3(unsigned(blocks));
   grid.threads = dim3(unsigned(round_up(plan.lanes * plan.groups, 32)));
-  grid.shared = size_t(plan.groups) *
-                Shape::steps(plan.columns, int(p.stride)) * Shape::kStoredTaps *
-                sizeof(Accumulator<T>);
+  grid.shared = size_t(plan.groups) * Shape::steps(plan.columns, int(p.stride)) *
+                Shape::kStoredTaps * sizeof(Accumulator<T>);
   grid.stream = stream;
   return launch(grid, channels_kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
 }

@@ -25,7 +25,7 @@ struct ChannelsPlan {
 // Channels of a thread, by what their taps and sums take of the registers.
 template <typename T, int kSize>
 struct ChannelsShape {
-  static constexpr int kVector = (kSize == 7 ? 2 : 4) / (sizeof(T) == 8 ? 2 : 1);
+  static constexpr int kVector = kSize == 7 ? (sizeof(T) == 2 ? 2 : 1) : (sizeof(T) == 8 ? 2 : 4);
   static constexpr int kColumnTaps = round_up(kSize, 4);  // of a tap column in shared memory
   static constexpr int kStoredTaps = kSize * kColumnTaps;
   // Outputs that are being summed at a time, and input columns until their registers come round.
@@ -103,8 +103,8 @@ __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
   const T* next = input;
   Pack<T, kVector> ahead[kSize];
   const auto fetch = [&](int step) {
-    const bool inside = left + step >= 0 && left + step < p.width &&
-                        step < (plan.columns - 1) * kStride + kSize;
+    const bool inside =
+        left + step >= 0 && left + step < p.width && step < (plan.columns - 1) * kStride + kSize;
 #pragma unroll
     for (int r = 0; r < kSize; ++r) {
       ahead[r] = {};
@@ -144,8 +144,7 @@ __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
         for (int ky = 0; ky < kSize; ++ky) {
 #pragma unroll
           for (int v = 0; v < kVector; ++v) {
-            const A term =
-                combined<kAdd>(taps[ky], channel[ky * kSize + kx][v]) * features[ky][v];
+            const A term = combined<kAdd>(taps[ky], channel[ky * kSize + kx][v]) * features[ky][v];
             // The first tap of an output takes its place from one that is done, or never was.
             sum[slot][v] = kx == 0 && ky == 0 ? term : sum[slot][v] + term;
           }
@@ -154,7 +153,8 @@ __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
       if ((u + kPeriod * kSize - (kSize - 1)) % kStride != 0) continue;
       const int slot = (u + kPeriod * kSize - (kSize - 1)) / kStride % kSlots;
       const int done = step - (kSize - 1);  // its first column
-      if (done < 0 || done / kStride >= plan.columns || x0 + done / kStride >= p.out_width) continue;
+      if (done < 0 || done / kStride >= plan.columns || x0 + done / kStride >= p.out_width)
+        continue;
       Pack<T, kVector> pack;
 #pragma unroll
       for (int v = 0; v < kVector; ++v) narrow(sum[slot][v], &pack[v]);

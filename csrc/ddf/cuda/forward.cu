@@ -48,8 +48,8 @@ int64_t item_bytes(DType dtype) {
 // Whether the table means the kernel for the case. A forced kernel need not be meant.
 bool meant(const Kernel& kernel, const Params& p, const Gpu& gpu) {
   const bool channels_last = p.features.stride[1] == 1 && p.out.stride[1] == 1;
-  const bool layout = kernel.layout == Layout::any ||
-                      (kernel.layout == Layout::channels_last) == channels_last;
+  const bool layout =
+      kernel.layout == Layout::any || (kernel.layout == Layout::channels_last) == channels_last;
   return layout && gpu.arch >= kernel.least_arch &&
          (kernel.most_pixels == 0 || p.height * p.width <= kernel.most_pixels) &&
          p.width * item_bytes(p.dtype) >= kernel.least_row_bytes;

@@ -7,8 +7,8 @@
 //   pixels   everything else. A warp is a pixel, its lanes walk over the channels, so that they
 //            read planes apart; 32 pixels a block, their spatial filters in shared memory.
 //
-// Both sum with compensation (Neumaier 1974), which turns an infinite sum into nan. Shared memory is
-// an array of fixed size, and what does not fit is refused: k = 15, or dilation 8 on the tiles.
+// Both sum with compensation (Neumaier 1974), which turns an infinite sum into nan. Shared memory
+// is an array of fixed size, and what does not fit is refused: k = 15, or dilation 8 on the tiles.
 // Contiguous NCHW, float32 and float64. The output comes filled with zeros, as theirs does.
 
 #include "ddf/ddf.h"
@@ -17,14 +17,14 @@
 namespace ddf {
 namespace {
 
-constexpr int kTile = 16;             // pixels along a side of a tile
+constexpr int kTile = 16;  // pixels along a side of a tile
 constexpr int kPixels = kTile * kTile;
-constexpr int kChannelThreads = 4;    // of a block, and channels at a time
-constexpr int kChannelBlocks = 8;     // of a sample
+constexpr int kChannelThreads = 4;  // of a block, and channels at a time
+constexpr int kChannelBlocks = 8;   // of a sample
 constexpr int kWarp = 32;
-constexpr int kWarps = 32;            // pixels of a block
+constexpr int kWarps = 32;  // pixels of a block
 constexpr int kThreads = 1024;
-constexpr int kElements = 6144;       // of the shared array: 48 KB of float64
+constexpr int kElements = 6144;                         // of the shared array: 48 KB of float64
 constexpr int kLeastSide = 14, kLargestTileKernel = 4;  // where the tiles serve
 
 // A sum with the part that rounding took from it.
@@ -162,10 +162,9 @@ cudaError_t run(const Params& p, void* stream) {
   const bool tiles = on_tiles(p), add = p.combine == Combine::add;
   const auto kernel = tiles ? (add ? tiles_kernel<T, true> : tiles_kernel<T, false>)
                             : (add ? pixels_kernel<T, true> : pixels_kernel<T, false>);
-  const int64_t blocks =
-      tiles ? p.batch * kChannelBlocks * ((p.height + kTile - 1) / kTile) *
-                  ((p.width + kTile - 1) / kTile)
-            : (p.batch * p.out_height * p.out_width + kWarps - 1) / kWarps;
+  const int64_t blocks = tiles ? p.batch * kChannelBlocks * ((p.height + kTile - 1) / kTile) *
+                                     ((p.width + kTile - 1) / kTile)
+                               : (p.batch * p.out_height * p.out_width + kWarps - 1) / kWarps;
   if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
   Grid grid;
   grid.blocks = dim3(unsigned(blocks));

@@ -1,10 +1,9 @@
 // The kernels of planes.cuh, and where they serve.
 
-#include "ddf/cuda/planes.cuh"
-
 #include <algorithm>
 
 #include "ddf/cuda/forward.h"
+#include "ddf/cuda/planes.cuh"
 
 namespace ddf {
 namespace {
@@ -41,7 +40,9 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
   if (chosen == 0) return cudaErrorNotSupported;
   plan.chunk = chosen;
   const int item = sizeof(T);
-  const auto whole = [&](int bytes) { return bytes == 16 ? 16 : std::min(bytes, std::max(4, item)); };
+  const auto whole = [&](int bytes) {
+    return bytes == 16 ? 16 : std::min(bytes, std::max(4, item));
+  };
   plan.copy_bytes = whole(flat_bytes(p.features, item, pixels, plan.chunk, p.channels));
   plan.out_bytes = whole(flat_bytes(p.out, item, out_pixels, plan.chunk, p.channels));
 
@@ -53,7 +54,8 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
   grid.shared = PlanesShared<T>(plan, pixels, out_pixels, kTaps).all();
   grid.stream = stream;
   const bool add = p.combine == Combine::add;
-  return launch(grid, add ? planes_kernel<T, kSize, true> : planes_kernel<T, kSize, false>, p, plan);
+  return launch(grid, add ? planes_kernel<T, kSize, true> : planes_kernel<T, kSize, false>, p,
+                plan);
 }
 
 template <typename T>

@@ -1,11 +1,11 @@
 // The forward kernel for small planes in NCHW: k = 3, 5, 7, any stride, taps adjacent.
 //
 // Batch 32, C 256, k 3, float32: the floor is 3.56 MB at 7 x 7 and 13.4 MB at 14 x 14, or 0.8 and
-// 3.1 us at 4.3 TB/s, so that latency counts: one launch, one trip to memory. Rows of 28 or 56 bytes
-// misalign 16-byte accesses, but four planes together always align: a block copies the planes of its
-// channels as one flat range into shared memory, all at once, and stores its outputs as one flat
-// range. A thread is a pixel and keeps its spatial taps; 256 threads hold several planes' pixels,
-// which take turns over the channels. The padding is a place that is not read.
+// 3.1 us at 4.3 TB/s, so that latency counts: one launch, one trip to memory. Rows of 28 or 56
+// bytes misalign 16-byte accesses, but four planes together always align: a block copies the planes
+// of its channels as one flat range into shared memory, all at once, and stores its outputs as one
+// flat range. A thread is a pixel and keeps its spatial taps; 256 threads hold several planes'
+// pixels, which take turns over the channels. The padding is a place that is not read.
 #pragma once
 
 #include "ddf/cuda/common.cuh"
@@ -13,9 +13,10 @@
 namespace ddf {
 
 struct PlanesPlan {
-  int chunk;                  // channels of a block
-  int lanes;                  // planes that the threads of a block hold at a time
-  int copy_bytes, out_bytes;  // of an access to the flat ranges: 16, 4 (8 for float64), or an element
+  int chunk;  // channels of a block
+  int lanes;  // planes that the threads of a block hold at a time
+  int copy_bytes,
+      out_bytes;  // of an access to the flat ranges: 16, 4 (8 for float64), or an element
 };
 
 constexpr int kPlanesThreads = 256;

@@ -7,7 +7,7 @@
 
 namespace ddf {
 
-#define ROWS_KERNELS(T)                                                    \
+#define ROWS_KERNELS(T)                                                      \
   extern template RowsKernel rows_kernel_of<T, 3>(int64_t stride, bool add); \
   extern template RowsKernel rows_kernel_of<T, 5>(int64_t stride, bool add); \
   extern template RowsKernel rows_kernel_of<T, 7>(int64_t stride, bool add);
@@ -18,9 +18,9 @@ ROWS_KERNELS(__nv_bfloat16)
 
 namespace {
 
-constexpr int64_t kMostStrips = 64;        // threads across a tile: beyond that it has a side halo
-constexpr size_t kMostShared = 96 << 10;   // bytes of a block; 64 KB on sm_75
-constexpr int64_t kMostOffset = 1 << 30;   // elements that a copy reaches from its tile's corner
+constexpr int64_t kMostStrips = 64;       // threads across a tile: beyond that it has a side halo
+constexpr size_t kMostShared = 96 << 10;  // bytes of a block; 64 KB on sm_75
+constexpr int64_t kMostOffset = 1 << 30;  // elements that a copy reaches from its tile's corner
 
 // The whole bytes, at most 16, that divide every address of a row's start.
 int aligned_bytes(const View& view, int64_t item, int64_t columns) {
@@ -62,8 +62,9 @@ void choose_rows(const Params& p, size_t most_shared, RowsPlan* plan) {
   plan->down = int(ceil_div(p.out_height, chosen));
 }
 
-// Channels of a block: by the time of the whole grid, in channels of a block. A wave of blocks takes
-// its chunk, the taps (9 planes read, where a channel moves 2), and the filling of the stages.
+// Channels of a block: by the time of the whole grid, in channels of a block. A wave of blocks
+// takes its chunk, the taps (9 planes read, where a channel moves 2), and the filling of the
+// stages.
 int choose_chunk(const Params& p, int64_t tiles, int64_t slots) {
   int chosen = 8;
   int64_t best = 0;
@@ -81,7 +82,8 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bulk) {
   using Shape = RowsShape<T, kSize>;
   RowsPlan plan;
   plan.copy_bytes = aligned_bytes(p.features, sizeof(T), p.width);
-  plan.copy_bytes = plan.copy_bytes == 16 ? 16 : std::min(plan.copy_bytes, std::max(4, int(sizeof(T))));
+  plan.copy_bytes =
+      plan.copy_bytes == 16 ? 16 : std::min(plan.copy_bytes, std::max(4, int(sizeof(T))));
   plan.bulk = bulk;
   if (bulk && plan.copy_bytes < 16) return cudaErrorNotSupported;
   const int whole = std::min(16, Shape::kPixels * int(sizeof(T)));
@@ -108,7 +110,8 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bulk) {
   const int64_t blocks = tiles * ceil_div(p.channels, plan.chunk);
   if (blocks > 0x7fffffff || grid.shared > most_shared) return cudaErrorNotSupported;
   grid.blocks = dim3(unsigned(blocks));
-  grid.threads = dim3(unsigned(round_up(plan.columns / Shape::kPixels * plan.rows / Shape::kRows, 32)));
+  grid.threads =
+      dim3(unsigned(round_up(plan.columns / Shape::kPixels * plan.rows / Shape::kRows, 32)));
   grid.stream = stream;
   return launch(grid, rows_kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
 }

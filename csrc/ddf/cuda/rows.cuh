@@ -6,15 +6,15 @@
 // tile stay in registers all the way: 4 pixels x 2 rows x 9 taps are 72 registers at k = 3, which
 // leaves two blocks of 256 threads on a multiprocessor; k = 5 keeps 4 x 1 x 25, k = 7 2 x 1 x 49.
 // Features come through shared memory, four stages of one channel each, copied asynchronously three
-// channels ahead, so that what is in flight does not cost registers: 3 stages of 5 to 10 KB a block.
-// A tile is as wide as the plane where 64 threads reach across, as then rows have no halo to the
-// sides, and so high that 256 threads hold it: 8 rows of 224 columns read 10.
+// channels ahead, so that what is in flight does not cost registers: 3 stages of 5 to 10 KB a
+// block. A tile is as wide as the plane where 64 threads reach across, as then rows have no halo to
+// the sides, and so high that 256 threads hold it: 8 rows of 224 columns read 10.
 //
 // Padding is zeros in the stages, written once: copies never touch it, so that no boundary is left
 // in the loop, and a filter meets the padding as any other number.
 //
-// The output and S are accessed by whole vectors: widths and strides that are no multiple of 4 (2 in
-// float64, and at k = 7) are refused.
+// The output and S are accessed by whole vectors: widths and strides that are no multiple of 4 (2
+// in float64, and at k = 7) are refused.
 //
 // Blocks that share a tile are neighbours in the grid, the chunk being the fastest index: they find
 // its spatial filter in the L2 cache, as vertical neighbours find their halo rows.
@@ -39,17 +39,18 @@ struct RowsShape {
   static constexpr int kPixels = (kSize == 7 ? 2 : 4) / (sizeof(T) == 8 ? 2 : 1);
   static constexpr int kRows = kSize == 3 ? 2 : 1;
   static constexpr int kPad = (kSize - 1) / 2;
-  static constexpr int kUnit = 16 / int(sizeof(T));         // elements of 16 bytes
-  static constexpr int kLead = round_up(kPad, kPixels);     // columns loaded left of a thread's own
-  static constexpr int kMargin = round_up(kLead, kUnit);    // columns of a stage left of its tile
+  static constexpr int kUnit = 16 / int(sizeof(T));       // elements of 16 bytes
+  static constexpr int kLead = round_up(kPad, kPixels);   // columns loaded left of a thread's own
+  static constexpr int kMargin = round_up(kLead, kUnit);  // columns of a stage left of its tile
   static constexpr int kTaps = kSize * kSize;
-  static constexpr int kStoredTaps = round_up(kTaps, 4);    // of a channel in shared memory
+  static constexpr int kStoredTaps = round_up(kTaps, 4);  // of a channel in shared memory
   // Vectors that cover the columns under a thread's outputs.
   static constexpr int packs(int stride) {
     return int(ceil_div((kPixels - 1) * stride + kSize + kLead - kPad, kPixels));
   }
   static constexpr int pitch(int columns, int stride) {
-    return round_up(kMargin + (columns - kPixels) * stride - kLead + packs(stride) * kPixels, kUnit);
+    return round_up(kMargin + (columns - kPixels) * stride - kLead + packs(stride) * kPixels,
+                    kUnit);
   }
 };
 
@@ -70,12 +71,13 @@ struct RowsCopy {
 // Bytes of shared memory in front of the stages: the taps of the channels, and the list of copies.
 template <typename T>
 __host__ __device__ inline int rows_front(int chunk, int stored_taps, int copies) {
-  return round_up(chunk * stored_taps * int(sizeof(Accumulator<T>)) + copies * int(sizeof(RowsCopy)),
-                  128);
+  return round_up(
+      chunk * stored_taps * int(sizeof(Accumulator<T>)) + copies * int(sizeof(RowsCopy)), 128);
 }
 
 template <typename T, int kSize, int kStride, bool kAdd>
-__global__ void __launch_bounds__(kRowsThreads, kSize == 3 && (sizeof(T) < 8 || kStride == 1) ? 2 : 1)
+__global__ void __launch_bounds__(kRowsThreads,
+                                  kSize == 3 && (sizeof(T) < 8 || kStride == 1) ? 2 : 1)
     rows_kernel(const Params p, const RowsPlan plan) {
   using A = Accumulator<T>;
   using Shape = RowsShape<T, kSize>;
@@ -177,8 +179,7 @@ __global__ void __launch_bounds__(kRowsThreads, kSize == 3 && (sizeof(T) < 8 || 
   };
 
   __syncthreads();
-  const T* window =
-      stages + row * kStride * plan.pitch + Shape::kMargin - kLead + column * kStride;
+  const T* window = stages + row * kStride * plan.pitch + Shape::kMargin - kLead + column * kStride;
   T* out = active ? at<T>(p.out, n, c0, y, x) : nullptr;
 #pragma unroll 1
   for (int c = 1 - kStages; c < channels; ++c) {
