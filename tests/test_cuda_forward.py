@@ -239,10 +239,24 @@ def test_published_kernels(
     Paper(shape, k, Settings(stride, dilation, combine), dtype).check_forward()
 
 
+@pytest.mark.parametrize("size", [5, 16])
+def test_published_kernels_sum_with_compensation(cuda_on_cpu: type[OnCpu], size: int) -> None:
+    case = cuda_on_cpu((1, 2, size, size), 3, Settings(), torch.float32)
+    for tensor in case.tensors[:2]:
+        tensor.fill_(1)
+    case.tensors[2].zero_()
+    for tap, value in ((0, 1.0), (1, 1e8), (4, 1.0), (7, -1e8)):
+        case.tensors[2][:, tap] = value
+    out = torch.zeros_like(case.tensors[3])
+    assert case.library.paper(ctypes.byref(case.params(out)), 0, None) == 0
+    assert (out[:, :, 1:-1, 1:-1] == 2).all()  # a plain sum gives 0
+
+
 def test_published_kernels_refuse_what_they_cannot_serve(cuda_on_cpu: type[OnCpu]) -> None:
     def error(k: int, dilation: int, size: int, dtype: torch.dtype = torch.float32, layout: Layout = contiguous) -> int:
         case = cuda_on_cpu((1, 2, size, size), k, Settings(1, dilation), dtype, (layout,) * 4)
-        return int(case.library.paper(ctypes.byref(case.params(torch.zeros_like(case.tensors[3]))), 0, None))
+        out = torch.zeros_like(case.tensors[3])
+        return int(case.library.paper(ctypes.byref(case.params(out)), 0, None))
 
     def needed(k: int, dilation: int, size: int) -> int:
         return published.shared_elements(size, size, k, dilation, 1)
