@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent
 RUNS = Path("runs")
 
 OK, REGRESSION, USAGE, AMBIGUOUS, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+#: As a shell tells of a program that wrote to a closed pipe.
+CLOSED = 141
 
 EPILOG = """\
 further commands, each with its own --help:
@@ -62,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from suites.core.processes import ServerLost
 
     try:
-        return command(arguments[1:]) if command else run_command(arguments)
+        code = command(arguments[1:]) if command else run_command(arguments)
+        sys.stdout.flush()
+        return code
     except (UsageError, RunError) as error:
         print(f"runner.py: error: {error}", file=sys.stderr)
         return USAGE
@@ -72,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("runner.py: interrupted; what was recorded is kept, --resume RUN goes on", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output, `head` perhaps, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
 
 
 class RunStopped(Exception):

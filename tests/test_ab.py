@@ -137,12 +137,6 @@ def compared(session: Any, looks: tuple[int, ...] = LOOKS, limit: float = math.i
     return ab.compare_sides(pairs, matched, request, lambda made, forecast: kept.extend(made)), kept
 
 
-@pytest.fixture(autouse=True)
-def _short_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two quartets a pair, as nothing takes time here."""
-    monkeypatch.setattr(ab, "MOST_QUARTETS", 2)
-
-
 def test_blocks_alternate_in_quartets_of_either_order() -> None:
     session = FakeSession()
     compared(session, looks=(8,))
@@ -157,6 +151,16 @@ def test_each_pair_has_servers_of_its_own_in_either_order() -> None:
     assert pairs == {(BASE, NEW), (NEW, BASE)}
     assert len(session.started) == 16
     assert not session.alive
+
+
+def test_a_pair_has_several_processes_of_each_side_and_case() -> None:
+    session = FakeSession()
+    _, records = compared(session, looks=(8,))
+    assert len(session.begun) == 8 * 2 * len(CASES) * ab.FORKS
+    for record in records:
+        first = record.axes["pair"] * ab.FORKS
+        assert {block.process for block in record.samples} == set(range(first, first + ab.FORKS))
+        assert len(record.samples) == 2 * ab.QUARTETS * ab.FORKS
 
 
 def test_results_are_checked_in_the_first_pair_and_one_clock_is_taken() -> None:

@@ -15,10 +15,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from suites.core import clocks, devices
+from suites.core import clocks, devices, machine
 from suites.core.clocks import ColdClock, WallClock
 from suites.core.devices import Cpu, open_device
-from suites.core.machine import cpu_caches, describe_machine, parse_list, parse_size
+from suites.core.machine import affinity, cpu_caches, describe_machine, parse_list, parse_size
 from suites.core.multiply_add import multiply_add
 from suites.core.roofs import matmul, roof_clocks
 
@@ -143,10 +143,31 @@ def test_a_core_that_is_shared_shows_as_context_switches_and_waiting() -> None:
 def test_readings_are_what_was_added_during_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = iter([SimpleNamespace(ru_minflt=100, ru_nivcsw=7), SimpleNamespace(ru_minflt=106, ru_nivcsw=12)])
     fake = SimpleNamespace(getrusage=lambda who: next(counted), RUSAGE_SELF=resource.RUSAGE_SELF)
+    clock = WallClock(lambda: time.sleep(0.01), nothing)
     monkeypatch.setattr(clocks, "resource", fake)
-    samples = WallClock(lambda: time.sleep(0.01), nothing).block(0.015)
+    samples = clock.block(0.015)
     assert 0 <= samples.readings.pop("core_wait") < 1
     assert samples.readings == {"page_faults": 6 / len(samples.values), "context_switches": 5}
+
+
+@pytest.mark.parametrize(("faulting", "calls"), [(0, 5), (20, 25), (10**9, 60)])
+def test_the_first_warm_up_ends_when_calls_fault_no_more_pages_in(
+    monkeypatch: pytest.MonkeyPatch, faulting: int, calls: int
+) -> None:
+    """Calls of 10 ms, of which the first ones fault a megabyte in; those that always do are given up."""
+    now, made, faulted, spared = 0.0, 0, 0, [0]
+
+    def call() -> None:
+        nonlocal now, made, faulted
+        now, made, faulted = now + 0.01, made + 1, faulted + 2**20 * (made < faulting)
+
+    monkeypatch.setattr(clocks, "heap", SimpleNamespace(faulted=lambda: faulted, add_pages=spared.append))
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(clocks, "FIRST_WARM_UP", 0.01)
+    monkeypatch.setattr(clocks, "LONGEST_WARM_UP", 0.6)
+    assert clocks.first_warm_up(call, nothing) == pytest.approx(0.01)
+    assert made == pytest.approx(calls, abs=1)
+    assert set(spared) == ({0, 4 * 2**20} if faulting else {0})
 
 
 def test_a_steady_heap_faults_no_pages() -> None:
@@ -155,7 +176,7 @@ def test_a_steady_heap_faults_no_pages() -> None:
         "import torch\n"
         "from suites.core.worker import prepare_process\n"
         "from suites.core.clocks import WallClock\n"
-        "prepare_process({{'malloc': {policy!r}, 'threads': 1, 'tf32': 0}})\n"
+        "prepare_process({{'malloc': {policy!r}, 'threads': 1, 'tf32': 0}}, 'cpu')\n"
         "clock = WallClock(lambda: torch.ones(2**24), lambda: None)\n"
         # the least of several: the kernel may move pages of its own accord
         "print(min(clock.block(0.05).readings['page_faults'] for _ in range(5)))\n"
@@ -170,6 +191,51 @@ def test_a_steady_heap_faults_no_pages() -> None:
     assert found["steady"] < 10
     # huge pages may stand for many small ones
     assert found["default"] > pages / 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_spare_pages_are_there_when_an_allocation_needs_them() -> None:
+    code = (
+        "import torch\n"
+        "from suites.core import heap\n"
+        "heap.keep_pages()\n"
+        "heap.add_pages({spare})\n"
+        "before = heap.faulted()\n"
+        "held = torch.ones(2**22)\n"  # 16 MiB
+        "print(heap.faulted() - before)\n"
+    )
+    found = {}
+    for spare in (2**20, 2**25):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(spare=spare)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        found[spare] = int(done.stdout)
+    assert found[2**25] < 2**20 < 2**23 < found[2**20]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or len(affinity()) < 2, reason="needs Linux and two cores")
+def test_threads_are_bound_to_a_core_each() -> None:
+    code = (
+        "import os, torch\n"
+        "from suites.core.machine import bind_threads, affinity\n"
+        "os.sched_setaffinity(0, affinity()[:2])\n"
+        "torch.set_num_threads(2)\n"
+        "torch.zeros(2**20).add_(1)\n"
+        "print(bind_threads(1), bind_threads(3), bind_threads(2))\n"
+        "threads = sorted(map(int, os.listdir('/proc/self/task')))\n"
+        "print(*map(os.sched_getaffinity, threads), sep=';')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    said, places = done.stdout.splitlines()
+    assert said == "False False True"
+    first, second = affinity()[:2]
+    assert places.split(";")[:2] == [f"{{{first}}}", f"{{{second}}}"]
+
+
+def test_processors_of_one_core_are_one_place_while_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "read", lambda path: f"{int(path.parts[5][3:]) % 4},{int(path.parts[5][3:]) % 4 + 4}")
+    assert machine._places(range(8), 4) == [{0, 4}, {1, 5}, {2, 6}, {3, 7}]
+    assert machine._places(range(8), 5) == [{number} for number in range(8)]
 
 
 def test_multiply_adds_are_as_many_as_stated() -> None:

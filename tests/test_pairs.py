@@ -118,6 +118,20 @@ def test_disturbed_blocks_count_only_where_there_are_no_others() -> None:
     assert all(x == pytest.approx(math.log(9e3)) for ratios in log_ratios(records).values() for x in ratios.values())
 
 
+def test_a_process_that_is_slow_for_good_moves_nothing() -> None:
+    """Its pages lie badly; the side's other processes do not."""
+    records = measured(noisy({}, spread=0.0))
+    for made in records:
+        if made.axes["side"] == NEW:
+            made.samples += [replace(b, process=100 + b.process, values=[1.3e-3] * 5) for b in made.samples]
+    assert all(abs(x) < 1e-9 for ratios in log_ratios(records).values() for x in ratios.values())
+    for made in records:
+        if made.axes["side"] == NEW:
+            for block in made.samples:
+                block.values[:] = [1.1 * value for value in block.values]
+    assert all(x == pytest.approx(math.log(1.1)) for ratios in log_ratios(records).values() for x in ratios.values())
+
+
 def test_what_others_add_to_half_of_the_samples_moves_nothing() -> None:
     records = measured(noisy({}, spread=0.0))
     for made in records:

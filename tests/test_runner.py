@@ -235,6 +235,16 @@ def test_dry_run_measures_nothing_and_forecasts(runner: Runner, tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
+def test_output_that_nobody_reads_any_more_is_no_traceback() -> None:
+    command = [sys.executable, str(ROOT / "runner.py"), "list", "claims"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_list_tells_what_there_is(runner: Runner) -> None:
     ops = runner("list", "ops")
     assert [line.split()[0] for line in ops.stdout.splitlines()] == [

@@ -1,7 +1,7 @@
 """What paired measurements say: `ab` writes them, this module decides, from records alone.
 
-A record of such a run is one process of one side of one case; it has two further axes, `pair` and `side`. The two
-processes of a pair were measured side by side in quartets of blocks (see `suites.core.ab`), whose round they share.
+A record of such a run is one side of one case in one pair; it has two further axes, `pair` and `side`. The samples of
+the two sides were taken side by side, in a few processes each (see `suites.core.ab`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BASE, NEW = "base", "new"
 #: and even the first has pairs enough to decide at its part.
 LOOKS = (8, 12, 16, 20)
 
-#: Of a side's samples in a pair: what its time is taken to be.
-QUANTILE = 0.1
+#: Of a process's samples: what its time is taken to be.
+QUANTILE = 0.05
 
 Hypothesis = tuple[str, str]
 
@@ -64,19 +64,20 @@ def decided(comparison: Comparison) -> bool:
 
 
 def log_ratios(records: Iterable[Record]) -> dict[Hypothesis, dict[int, float]]:
-    """By case and metric, for each pair the log of new over base, each side's time being its samples' lowest decile.
+    """By case and metric, for each pair the log of new over base.
 
-    What other programs add to a call is never negative and falls on some calls alone, so that the lowest deciles of
-    pairs agree with one another much better than medians, let alone medians of single quartets (docs/comparing.md). It
-    is a quantile of all calls of a side: a change that spares a tenth of the calls is not seen. Blocks that something
-    else disturbed as a whole, and which were taken again, count only where a side has no others.
+    A side's time in a pair is that of its fastest process, and a process's time the lowest twentieth of its samples.
+    What other programs add to a call is never negative and falls on some calls alone; what badly placed pages add falls
+    on all calls of a process and on some processes alone: so these agree from pair to pair much better than medians do
+    (docs/comparing.md). A change that spares a twentieth of the calls, or one process in three, is not seen. Blocks
+    that something else disturbed as a whole, and which were taken again, count only where a side has no others.
     """
     blocks: dict[Hypothesis, dict[int, dict[str, list[Block]]]] = {}
     for record in records:
         if record.status == "ok":
             for block in record.samples:
                 pairs = blocks.setdefault((case_of(record), block.metric), {})
-                pairs.setdefault(block.process, {BASE: [], NEW: []})[record.axes[SIDE]].append(block)
+                pairs.setdefault(record.axes[PAIR], {BASE: [], NEW: []})[record.axes[SIDE]].append(block)
     return {
         hypothesis: {n: _time(pair[NEW]) - _time(pair[BASE]) for n, pair in pairs.items() if pair[NEW] and pair[BASE]}
         for hypothesis, pairs in blocks.items()
@@ -84,14 +85,16 @@ def log_ratios(records: Iterable[Record]) -> dict[Hypothesis, dict[int, float]]:
 
 
 def case_of(record: Record) -> str:
-    """The id of the case that a record is one process of."""
+    """The id of the case that a record is one side of."""
     return record.case.removesuffix(f":{PAIR}={record.axes[PAIR]}:{SIDE}={record.axes[SIDE]}")
 
 
 def _time(blocks: list[Block]) -> float:
-    """The log of the lowest decile of the blocks' samples."""
-    calm = [block for block in blocks if not block.disturbed] or blocks
-    return math.log(float(np.quantile([value for block in calm for value in block.values], QUANTILE)))
+    """The log of the time of the fastest process."""
+    samples: dict[int, list[float]] = {}
+    for block in [block for block in blocks if not block.disturbed] or blocks:
+        samples.setdefault(block.process, []).extend(block.values)
+    return math.log(min(float(np.quantile(values, QUANTILE)) for values in samples.values()))
 
 
 def _verdicts(

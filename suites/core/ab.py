@@ -1,13 +1,14 @@
-"""Two revisions measured in one run: in pairs of fresh processes whose blocks alternate, so that drift hits both alike.
+"""Two revisions measured in one run: in fresh processes whose blocks alternate, so that drift hits both alike.
 
-A pair is one process of each side for every case, from a server of each side's own. Within a pair blocks are taken in
-quartets, base new new base or new base base new as chance has it, so that a drift moves both alike. Pairs are what the
-test counts, see `reports.core.pairs`.
+A pair is a server of each side's own and, for every case, a few processes of each, two at a time. Their blocks are
+taken in quartets, base new new base or new base base new as chance has it. Pairs are what the test counts, see
+`reports.core.pairs`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import time
@@ -34,15 +35,18 @@ from suites.core.schedule import Outcome, Roofs, Taker, measured_record
 from suites.core.session import Session
 
 #: Seconds of one block: short, so that both sides see the same drift.
-BLOCK_SECONDS = 0.025
+BLOCK_SECONDS = 0.015
 #: How often a block that something else disturbed is taken again: each is short, and a pair is worth little without.
 RETRIES = 8
-#: Quartets of a case in a pair go on for about so many seconds, and are at least one and at most so many.
-PAIR_SECONDS, MOST_QUARTETS = 0.5, 8
+#: In a pair each side has so many processes of a case, one after the other: their pages lie differently, which moves a
+#: call that fills the last-level cache by some percent for as long as the process lives.
+FORKS = 3
+#: Quartets of blocks of two processes.
+QUARTETS = 2
 #: What is measured beside the cases that differ where nothing else runs the same program on both sides.
 PLACEBO = ("dwconv", "torch")
 #: Seconds that starting a pair of servers takes, and beginning a case on one side, for forecasts alone.
-SERVERS, BEGIN = 1.5, 0.2
+SERVERS, BEGIN = 1.5, 0.1
 
 
 @dataclass
@@ -285,7 +289,8 @@ def compare_sides(
 def pair_forecast(sides: tuple[Side, Side], cases: Sequence[str]) -> float:
     """Seconds of one pair of these cases."""
     calls = [sides[0].plan.call_forecast(sides[0].cases[case]) for case in cases]
-    return SERVERS + sum(2 * (BEGIN + 4 * call) + max(PAIR_SECONDS, 8 * call) for call in calls)
+    blocks = 4 * QUARTETS
+    return SERVERS + FORKS * sum(2 * (BEGIN + 4 * call) + blocks * (BLOCK_SECONDS + 2 * call) for call in calls)
 
 
 def announcement(sides: tuple[Side, Side], matched: Matched, looks: Sequence[int]) -> str:
@@ -345,14 +350,24 @@ class Pairs:
             for server in servers.values():
                 _ = server.threads  # waits until it is ready: nothing else is to run beside a block
             for case in order.sample(cases, len(cases)):
-                yield self._case(case, number, servers, order)
+                outcomes = {side.name: Outcome(side.cases[case]) for side in self.sides}
+                for fork in range(FORKS):
+                    self._fork(case, outcomes, number * FORKS + fork, servers, order)
+                yield [self._record(outcome, number, name) for name, outcome in outcomes.items()]
         finally:
             for server in servers.values():
                 self.session.stop(server)
 
-    def _case(self, case: str, number: int, servers: Mapping[str, Server], order: random.Random) -> list[Record]:
+    def _fork(
+        self,
+        case: str,
+        outcomes: Mapping[str, Outcome],
+        process: int,
+        servers: Mapping[str, Server],
+        order: random.Random,
+    ) -> None:
+        """One process of each side, and the quartets of their blocks."""
         taker = Taker(self.selection, self.began)
-        outcomes = {side.name: Outcome(side.cases[case]) for side in self.sides}
         workers: dict[str, Worker] = {}
         clocks: dict[str, list[str]] = {}
         with ExitStack() as stack:
@@ -361,29 +376,13 @@ class Pairs:
                 worker = workers[side.name] = servers[side.name].fork(limits[case])
                 stack.callback(worker.close)
                 more = {"clocks": self.metrics or [main_clock(side.cases[case])], "slowdown": side.slowdown}
-                clocks[side.name] = taker.begin(outcomes[side.name], worker, number, **more)
-            for clock in clocks[NEW]:
-                self._quartets(taker, outcomes, workers, clock, number, order)
-        return [self._record(outcome, number, name) for name, outcome in outcomes.items()]
-
-    def _quartets(
-        self,
-        taker: Taker,
-        outcomes: Mapping[str, Outcome],
-        workers: Mapping[str, Worker],
-        clock: str,
-        number: int,
-        order: random.Random,
-    ) -> None:
-        begin = time.monotonic()
-        for quartet in range(MOST_QUARTETS):
-            first, second = order.sample([BASE, NEW], 2)
-            for name in (first, second, second, first):
-                if any(outcome.status != "ok" for outcome in outcomes.values()):
-                    return
-                taker.block(outcomes[name], workers[name], clock, number, quartet, BLOCK_SECONDS, RETRIES)
-            if time.monotonic() - begin >= PAIR_SECONDS:
-                return
+                clocks[side.name] = taker.begin(outcomes[side.name], worker, process, **more)
+            for clock, quartet in itertools.product(clocks[NEW], range(QUARTETS)):
+                first, second = order.sample([BASE, NEW], 2)
+                for name in (first, second, second, first):
+                    if any(outcome.status != "ok" for outcome in outcomes.values()):
+                        return
+                    taker.block(outcomes[name], workers[name], clock, process, quartet, BLOCK_SECONDS, RETRIES)
 
     def _record(self, outcome: Outcome, number: int, side: str) -> Record:
         made = measured_record(outcome, self.run, Roofs())

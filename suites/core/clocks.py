@@ -17,14 +17,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reports import Json
+from suites.core import heap
 
 #: A sample lasts at least this long, in seconds: several calls together where one is shorter. Reading the clock twice
 #: takes about 0.1 us; what is longer than that keeps records small.
 SHORTEST_SAMPLE = 100e-6
-#: The part of a block that warms up again.
-WARM_PART = 0.2
-#: Seconds that the first warm-up lasts, at least.
-FIRST_WARM_UP = 0.1
+#: Seconds of a block's own warm-up. OpenMP threads of the process that had the last block go on spinning for some
+#: milliseconds, on cores that this one wants.
+WARM_UP = 0.006
+#: Seconds that the first warm-up lasts at least, and at most while calls still fault pages in.
+FIRST_WARM_UP, LONGEST_WARM_UP = 0.015, 0.3
+#: The heap has settled when so many calls in a row fault in less than so many bytes.
+CALM_CALLS, FEW_BYTES = 4, 2**15
+#: How many times what a call faults in is given to the heap to spare.
+SPARE = 4
 
 Call = Callable[[], Any]
 
@@ -65,8 +71,26 @@ def warm_up(call: Call, synchronize: Call, seconds: float) -> float:
             return end - start
 
 
+def first_warm_up(call: Call, synchronize: Call) -> float:
+    """Warms up until the heap has settled: some calls in a row fault nothing in. Returns the seconds of the last call.
+
+    What calls fault in is given to the heap as spare pages. With malloc's default thresholds it never settles.
+    """
+    begin, calm = time.perf_counter(), 0
+    seconds = warm_up(call, synchronize, FIRST_WARM_UP)
+    while calm < CALM_CALLS and time.perf_counter() - begin < LONGEST_WARM_UP:
+        before = heap.faulted()
+        seconds = warm_up(call, synchronize, 0.0)
+        fresh = heap.faulted() - before
+        calm = calm + 1 if fresh < FEW_BYTES else 0
+        if not calm:
+            heap.add_pages(SPARE * fresh)
+    return seconds
+
+
 def typical_seconds(call: Call) -> float:
-    """The median of the calls of one first warm-up, by the host clock."""
+    """The median of some calls after a first warm-up, by the host clock."""
+    first_warm_up(call, lambda: None)
     times: list[float] = []
     begin = time.perf_counter()
     while not times or time.perf_counter() - begin < FIRST_WARM_UP:
@@ -95,13 +119,13 @@ class WallClock:
 
     def __init__(self, call: Call, synchronize: Call):
         self._call, self._synchronize = call, synchronize
-        typical = warm_up(call, synchronize, FIRST_WARM_UP)
+        typical = first_warm_up(call, synchronize)
         self._calls = max(1, round(SHORTEST_SAMPLE / typical))
 
     def block(self, seconds: float) -> Samples:
         call, synchronize, calls = self._call, self._synchronize, self._calls
         if warm_up(call, synchronize, 0.0) < seconds:  # a call that outlasts the block has warmed up enough
-            warm_up(call, synchronize, WARM_PART * seconds)
+            warm_up(call, synchronize, WARM_UP)
         values: list[float] = []
         before = disturbances()
         begin = time.perf_counter()

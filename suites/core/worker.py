@@ -14,10 +14,8 @@ Requests (`do`):
 
 from __future__ import annotations
 
-import ctypes
 import json
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,11 +24,9 @@ from typing import Any
 from ops import Op, Skip, load
 from reports import Json
 from suites import Case, suites
+from suites.core import heap
 from suites.core.clocks import Clock
-
-#: glibc's mallopt parameters, see `man mallopt`.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-HUGE = 2**31 - 1
+from suites.core.machine import bind_threads
 
 
 class Worker:
@@ -67,7 +63,7 @@ class Worker:
         from suites.core.roofs import probe
 
         name = best_device() if request["device"] == "auto" else request["device"]
-        prepare_process(request["process"])
+        prepare_process(request["process"], name)
         device = open_device(name)
         rates = probe(device)
         return {
@@ -107,13 +103,13 @@ class Worker:
         from suites.core.bench import Bench
 
         case = Case.from_json(request["case"])
-        prepare_process(case.process)
+        bound = prepare_process(case.process, case.kind)
         torch.set_grad_enabled(case.point.backward)
         more = {name: request[name] for name in ("clocks", "slowdown") if name in request}
         bench = Bench(case, seed=request["seed"], check=request["check"], **more)
         begun = suites()[case.suite].begin(bench)
         self.clocks = begun.clocks
-        settings = {**bench.device.settings(), **begun.settings}
+        settings = {**bench.device.settings(), "bound": bound, **begun.settings}
         answer = {"metrics": [m.to_json() for m in begun.metrics], "clocks": list(self.clocks), "settings": settings}
         return {**answer, "status": "failed", "reason": begun.failure} if begun.failure else answer
 
@@ -121,7 +117,7 @@ class Worker:
         from suites.core.devices import open_device
         from suites.core.roofs import roof_clocks
 
-        prepare_process(request["process"])
+        prepare_process(request["process"], request["device"])
         self.clocks, work = roof_clocks(open_device(request["device"]), request["dtype"], request["copies"])
         return {"work": work}
 
@@ -129,7 +125,7 @@ class Worker:
         from suites.core.devices import open_device
         from suites.core.roofs import reference
 
-        prepare_process(request["process"])
+        prepare_process(request["process"], request["device"])
         device = open_device(request["device"])
         self.clocks = {"reference": device.clocks(reference(device))[device.main_clock]()}
         return {}
@@ -138,27 +134,23 @@ class Worker:
         return asdict(self.clocks[request["clock"]].block(request["seconds"]))
 
 
-def prepare_process(process: Mapping[str, Any]) -> None:
-    """Applies the values of `PROCESS_AXES` to this process, before it allocates anything."""
+def prepare_process(process: Mapping[str, Any], device: str) -> bool:
+    """Applies the values of `PROCESS_AXES` to this process, before it allocates anything.
+
+    Returns:
+        Whether its threads are bound to cores, as they are if they are to do the computing.
+    """
     import torch
 
     if process["malloc"] == "steady":
-        steady_heap()
+        heap.keep_pages()
     torch.set_num_threads(process["threads"])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(process["tf32"])
     torch.backends.cudnn.benchmark = True
-
-
-def steady_heap() -> None:
-    """Keeps freed pages: no allocation by mmap, no trimming (glibc; elsewhere nothing happens).
-
-    Otherwise page faults, which depend on what the process did before, are most of what is measured on a CPU.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_TRIM_THRESHOLD, HUGE)
+    if device != "cpu":
+        return False
+    torch.zeros(2**20).add_(1)  # starts all threads
+    return bind_threads(process["threads"])
 
 
 def declaration(op: Op, file: str) -> Json:
