@@ -620,15 +620,15 @@ def _by_kernel(kernel: str, inputs: Inputs, point: Point) -> Closure:
     """
     if inputs["features"].device.type != "cuda" or point.backward:
         raise Skip(f"kernel {kernel}: the forward pass on CUDA alone")
-    tensors = [inputs[t] for t in ("features", "channel_filter", "spatial_filter")]
+    features, channel_filter, spatial_filter = (inputs[t] for t in ("features", "channel_filter", "spatial_filter"))
     settings = point.dilation, point.stride, point.combine
     try:
-        native.apply_by(kernel, *tensors, *settings)
+        native.apply_by(kernel, features, channel_filter, spatial_filter, *settings)
     except RuntimeError as error:
         if not str(error).startswith("kernel:"):
             raise
         raise Skip(str(error).splitlines()[0]) from None
-    return lambda: native.apply_by(kernel, *tensors, *settings)
+    return lambda: native.apply_by(kernel, features, channel_filter, spatial_filter, *settings)
 
 
 def _need_no_kernel(point: Point) -> None:
