@@ -274,7 +274,7 @@ class Op:
         """Attaches the decorated function, which makes the timed closure, as the impl `name`."""
 
         def attach(prepare: Callable[[Inputs, Point], Closure]) -> Callable[[Inputs, Point], Closure]:
-            cls.impls[name] = Impl(name, prepare, slow_start, library, kernels)
+            cls.impls[name] = Impl(name, prepare, slow_start, library, kernels=kernels)
             return prepare
 
         return attach

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 import torch
 from conftest import ROOT, Runner
 from ddf_by_taps import Settings
-from test_csrc import NVCC, OnCpu, cuda_on_cpu, needs_nvcc
+from test_csrc import NVCC, needs_nvcc
+from test_cuda_on_cpu import OnCpu, assert_every_line_ran, cuda_on_cpu, kernels_by_file, lines_under_sanitizers, on
 from test_native import Case, channels_last, contiguous, cropped, sliced
 from torch import Tensor
 
@@ -32,8 +32,11 @@ def named(name: str, base: type[Case], capability: int = 90) -> type[Any]:
 
     class Named(base):  # type: ignore[misc,valid-type]
         def error(self, out: Tensor) -> int:
-            self.library.cuda_on_cpu_capability(capability)
-            return self.library.forward_by(name.encode(), ctypes.byref(self.params(out)), 0, None)
+            self.kernels.pretend(capability)
+            try:
+                return int(self.status(out, "cuda_forward_by", name))
+            finally:
+                self.kernels.pretend(90)
 
         def forward(self) -> Tensor:
             if self.tensors[0].is_cuda:
@@ -233,7 +236,7 @@ def test_published_kernels(
     class Paper(cuda_on_cpu):  # type: ignore[misc,valid-type]
         def forward(self) -> Tensor:
             out = torch.zeros_like(self.tensors[3])
-            assert self.library.paper(ctypes.byref(self.params(out)), 0, None) == 0
+            assert self.status(out, "cuda_paper_forward") == 0
             return out
 
     Paper(shape, k, Settings(stride, dilation, combine), dtype).check_forward()
@@ -248,7 +251,7 @@ def test_published_kernels_sum_with_compensation(cuda_on_cpu: type[OnCpu], size:
     for tap, value in ((0, 1.0), (1, 1e8), (4, 1.0), (7, -1e8)):
         case.tensors[2][:, tap] = value
     out = torch.zeros_like(case.tensors[3])
-    assert case.library.paper(ctypes.byref(case.params(out)), 0, None) == 0
+    assert case.status(out, "cuda_paper_forward") == 0
     assert (out[:, :, 1:-1, 1:-1] == 2).all()  # a plain sum gives 0
 
 
@@ -256,7 +259,7 @@ def test_published_kernels_refuse_what_they_cannot_serve(cuda_on_cpu: type[OnCpu
     def error(k: int, dilation: int, size: int, dtype: torch.dtype = torch.float32, layout: Layout = contiguous) -> int:
         case = cuda_on_cpu((1, 2, size, size), k, Settings(1, dilation), dtype, (layout,) * 4)
         out = torch.zeros_like(case.tensors[3])
-        return int(case.library.paper(ctypes.byref(case.params(out)), 0, None))
+        return case.status(out, "cuda_paper_forward")
 
     def needed(k: int, dilation: int, size: int) -> int:
         return published.shared_elements(size, size, k, dilation, 1)
