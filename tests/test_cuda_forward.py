@@ -13,14 +13,22 @@ import torch
 from conftest import ROOT, Runner
 from ddf_by_taps import Settings
 from test_csrc import NVCC, needs_nvcc
-from test_cuda_on_cpu import OnCpu, assert_every_line_ran, cuda_on_cpu, kernels_by_file, lines_under_sanitizers, on
+from test_cuda_on_cpu import (
+    OnCpu,
+    assert_every_line_ran,
+    checked,
+    cuda_on_cpu,
+    kernels_by_file,
+    lines_under_sanitizers,
+)
 from test_native import Case, channels_last, contiguous, cropped, sliced
 from torch import Tensor
 
 from ops.core import build, native, published
 from ops.core.kernels import kernels
+from suites.core import emulation
 
-__all__ = ["cuda_on_cpu"]
+__all__ = ["checked", "cuda_on_cpu"]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NOT_SUPPORTED, INVALID = 801, 1
@@ -169,6 +177,73 @@ def test_a_named_kernel_runs_or_refuses(cuda_on_cpu: type[OnCpu]) -> None:
     ):
         assert refused == NOT_SUPPORTED
     assert error("no_such_kernel", (1, 2, 8, 8)) == INVALID
+
+
+# ------------------------------------------------------------------------------------------------- sanitizers, checker
+
+
+def test_values_under_sanitizers_with_every_line_of_the_forward_kernels(tmp_path: Path) -> None:
+    """The other tests of this file, of the published kernels too, but for those of the checker."""
+    lines = lines_under_sanitizers(__file__, tmp_path)
+    assert_every_line_ran(lines, kernels_by_file(emulation.CSRC / "ddf" / "cuda"))
+
+
+def look(case: OnCpu, checker: emulation.Checked, name: str) -> None:
+    """Runs the kernel of that name, or the published ones as `paper`, under the checker."""
+    entry, kernel = ("cuda_paper_forward", None) if name == "paper" else ("cuda_forward_by", name)
+    features, channel, spatial, out = case.tensors
+    out = torch.full_like(out, torch.nan)
+    with checker.watch({"features": features, "channel": channel, "spatial": spatial, "out": out}):
+        case.kernels.forward(features, channel, spatial, out, **case.options, entry=entry, kernel=kernel)
+    case.forward = lambda: out  # type: ignore[method-assign]
+    case.check_forward()
+
+
+#: By kernel, what the checker sees of it beyond float32 and k = 3: element type and kernel size.
+CHECKED = [
+    *((name, torch.float32, 3) for name in (*SHAPES, "paper")),
+    *((name, torch.bfloat16, 3) for name in SHAPES),
+    *((name, torch.float32, 5) for name in (*SHAPES, "paper")),
+]
+PAPER_SHAPES = [((1, 5, 14, 17), 1), ((2, 33, 5, 7), 1), ((1, 3, 20, 15), 2)]
+
+
+@pytest.mark.parametrize(("name", "dtype", "k"), CHECKED)
+def test_checker_finds_no_race(
+    checked: tuple[type[OnCpu], emulation.Checked], name: str, dtype: torch.dtype, k: int
+) -> None:
+    kind, checker = checked
+    for i, (shape, stride) in enumerate(SHAPES.get(name, PAPER_SHAPES)):
+        layouts = (layout_of(name),) * 4
+        look(kind(shape, k, Settings(stride, 1, ("mul", "add")[i % 2]), dtype, layouts), checker, name)
+        assert not checker.races()
+        assert {t.buffer for t in checker.traffic()} == {"features", "channel", "spatial", "out"}
+
+
+@pytest.mark.parametrize("name", ["rows", "planes", "channels", "paper"])
+def test_checker_finds_the_race_of_every_kernel_without_its_barriers(
+    checked: tuple[type[OnCpu], emulation.Checked], name: str
+) -> None:
+    kind, checker = checked
+    for shape, stride in SHAPES.get(name, PAPER_SHAPES)[:2]:
+        case = kind(shape, 3, Settings(stride), torch.float32, (layout_of(name),) * 4)
+        with case.kernels.without_barriers(block=True, warp=True), pytest.raises(AssertionError):
+            look(case, checker, name)
+        launched = {t.kernel for t in checker.traffic()}
+        assert {race.kernel for race in checker.races() if race.memory == "shared"} == launched != set()
+
+
+def test_checker_stops_bulk_copies_without_barriers(checked: tuple[type[OnCpu], emulation.Checked]) -> None:
+    """A thread then waits for arrivals that the first has not set up."""
+    kind, checker = checked
+    case = kind(SHAPES["rows_bulk"][0][0], 3, Settings(), torch.float32)
+    for seed in range(5):
+        case.kernels.seed(seed)
+        with (
+            case.kernels.without_barriers(block=True),
+            pytest.raises(emulation.EmulationError, match="mbarrier is used before it is set up"),
+        ):
+            look(case, checker, "rows_bulk")
 
 
 # --------------------------------------------------------------------------------------- the table and the registers

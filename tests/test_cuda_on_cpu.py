@@ -219,7 +219,7 @@ def executed_lines(counts: Path, objects: Path) -> dict[tuple[str, int], int]:
 
 
 def lines_under_sanitizers(file: str, counts: Path) -> dict[tuple[str, int], int]:
-    """Runs the other tests of a file in a process with the address and undefined-behaviour sanitizers; `executed_lines`."""
+    """Runs the other tests of a file under the address and undefined-behaviour sanitizers; `executed_lines` of them."""
     sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     if not Path(sanitizer.stdout.strip()).is_absolute():
         pytest.skip("no address sanitizer for g++")
