@@ -312,6 +312,8 @@ def list_command(arguments: Sequence[str]) -> int:
         else:
             for impl in op.impls:
                 print(f"{op.name:12} {impl}{'  (slow first call)' if impl in op.slow_impls else ''}")
+                for kernel in op.kernels.get(impl, ()):
+                    print(f"{'':14} {kernel}")
     for failure in broken:
         print(f"{failure.file}: {failure.status}: {failure.reason}", file=sys.stderr)
     return FAILED if broken else OK

@@ -230,6 +230,7 @@ class Impl:
         prepare_out: makes one that writes into an output of the caller's and returns it; None where the impl has none.
         slow_start: whether the first call takes long (a compilation); the preset `quick` leaves such impls out.
         library: the folder of csrc that it is built from, if any; built before anything is measured.
+        kernels: what it chooses from, a line each, for `list impls`.
     """
 
     name: str
@@ -237,6 +238,7 @@ class Impl:
     slow_start: bool = False
     library: str = ""
     prepare_out: Callable[[Inputs, Point, Tensor], Closure] | None = None
+    kernels: tuple[str, ...] = ()
 
 
 class Op:
@@ -267,12 +269,12 @@ class Op:
 
     @classmethod
     def impl(
-        cls, name: str, *, slow_start: bool = False, library: str = ""
+        cls, name: str, *, slow_start: bool = False, library: str = "", kernels: tuple[str, ...] = ()
     ) -> Callable[[Callable[[Inputs, Point], Closure]], Callable[[Inputs, Point], Closure]]:
         """Attaches the decorated function, which makes the timed closure, as the impl `name`."""
 
         def attach(prepare: Callable[[Inputs, Point], Closure]) -> Callable[[Inputs, Point], Closure]:
-            cls.impls[name] = Impl(name, prepare, slow_start, library)
+            cls.impls[name] = Impl(name, prepare, slow_start, library, kernels=kernels)
             return prepare
 
         return attach

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Closure, Costs, Inputs, Op, Point
+from . import Closure, Costs, Inputs, Op, Point, Skip
 from .core.closed_forms import held
 from .core.seeded import empty_convolution, fill_convolution, normal
 
@@ -82,3 +82,43 @@ def _(inputs: Inputs, point: Point) -> Closure:
     """nn.Conv2d, as the authors time it: cuDNN on CUDA, oneDNN on the CPU."""
     conv, features = cast(nn.Conv2d, inputs.module), inputs["features"]
     return lambda: conv(features)
+
+
+@DwConv.impl("cudnn")
+def _(inputs: Inputs, point: Point) -> Closure:
+    """cuDNN alone, in place in either layout; the bias is added to its result, as torch does where it picks cuDNN."""
+    conv, features, bias = _on_cuda(inputs, "cuDNN")
+    if not torch.backends.cudnn.is_available():
+        raise Skip("cuDNN: not in this torch")
+    settings = (point.padding,) * 2, (point.stride,) * 2, (point.dilation,) * 2, point.channels
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
+    per_channel = bias.view(1, -1, 1, 1)
+    return lambda: torch.cudnn_convolution(features, conv.weight, *settings, benchmark, False, tf32).add_(per_channel)
+
+
+@DwConv.impl("aten")
+def _(inputs: Inputs, point: Point) -> Closure:
+    """torch's own depthwise kernel; it has one for NCHW alone, and copies channels-last features into that first."""
+    conv, features, bias = _on_cuda(inputs, "ATen's depthwise kernel")
+    largest = max(point.pixels, point.out_pixels) * point.channels
+    if largest > MAX_ATEN_ELEMENTS:
+        raise Skip(f"ATen's depthwise kernel: at most {MAX_ATEN_ELEMENTS} elements, not {largest}")
+    settings = (point.stride,) * 2, (point.padding,) * 2, (point.dilation,) * 2
+    convolve = torch.ops.aten._conv_depthwise2d.default
+    return lambda: convolve(features, conv.weight, (point.kernel_size,) * 2, bias, *settings)
+
+
+#: It counts elements in 32 bits.
+MAX_ATEN_ELEMENTS = 2**31 - 1
+
+
+def _on_cuda(inputs: Inputs, what: str) -> tuple[nn.Conv2d, Tensor, Tensor]:
+    """The module, the features and the bias.
+
+    Raises:
+        Skip: if they are not on a CUDA device.
+    """
+    features, conv = inputs["features"], cast(nn.Conv2d, inputs.module)
+    if features.device.type != "cuda":
+        raise Skip(f"{what}: on CUDA alone")
+    return conv, features, cast(Tensor, conv.bias)

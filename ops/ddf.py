@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
-from .core import native
+from .core import native, published
 from .core.closed_forms import held
+from .core.kernels import kernels
 from .core.seeded import fill_convolution, normal, placed
 from .core.taps import windows
 
@@ -483,11 +484,16 @@ def _reference(
     return out
 
 
+#: CUDA kernels of the native operator that can be asked for by name.
+KERNELS = tuple(kernel.name for kernel in kernels())
+
+
 class DDFOp(Op):
     """The operator alone, its filters given."""
 
     name, title = "ddf_op", "DDF Op"
     combines = True
+    extra_axes = (Axis("kernel", "auto", "CUDA kernel of the impl native", choices=("auto", *KERNELS)),)
 
     def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
         return native.fvcore_handles()
@@ -733,10 +739,38 @@ def _standardised(filters: Tensor, absolute: bool) -> Tensor:
     return (filters - filters.mean(2, keepdim=True)) / spread
 
 
-@DDFOp.impl("native", library="ddf")
+@DDFOp.impl("native", library="ddf", kernels=tuple(f"kernel {kernel}" for kernel in kernels()))
 def _(inputs: Inputs, point: Point) -> Closure:
     _need_native(inputs, point)
-    return _closure(ddf, inputs, point)
+    kernel = str(point.extra.get("kernel", "auto"))
+    return _closure(ddf, inputs, point) if kernel == "auto" else _by_kernel(kernel, inputs, point)
+
+
+def _by_kernel(kernel: str, inputs: Inputs, point: Point) -> Closure:
+    """The closure that has the native operator use that kernel.
+
+    Raises:
+        Skip: if it cannot.
+    """
+    if inputs["features"].device.type != "cuda" or point.backward:
+        raise Skip(f"kernel {kernel}: the forward pass on CUDA alone")
+    features, channel_filter, spatial_filter = (inputs[t] for t in ("features", "channel_filter", "spatial_filter"))
+    settings = point.dilation, point.stride, point.combine
+    try:
+        native.apply_by(kernel, features, channel_filter, spatial_filter, *settings)
+    except RuntimeError as error:
+        if not str(error).startswith("kernel:"):
+            raise
+        raise Skip(str(error).splitlines()[0]) from None
+    return lambda: native.apply_by(kernel, features, channel_filter, spatial_filter, *settings)
+
+
+def _need_no_kernel(point: Point) -> None:
+    """Raises:
+    Skip: if a kernel is asked for by name.
+    """
+    if point.extra.get("kernel", "auto") != "auto":
+        raise Skip("kernel: those named are the impl native's")
 
 
 @DDFOp.out("native")
@@ -748,11 +782,13 @@ def _(inputs: Inputs, point: Point, out: Tensor) -> Closure:
 
 @DDFOp.impl("composite")
 def _(inputs: Inputs, point: Point) -> Closure:
+    _need_no_kernel(point)
     return _closure(composite, inputs, point)
 
 
 @DDFOp.impl("compiled", slow_start=True)
 def _(inputs: Inputs, point: Point) -> Closure:
+    _need_no_kernel(point)
     return _started(_closure(torch.compile(composite, dynamic=False), inputs, point), point)
 
 
@@ -760,6 +796,13 @@ def _closure(operator: Operator, inputs: Inputs, point: Point) -> Closure:
     features, channel_filter, spatial_filter = (inputs[t] for t in ("features", "channel_filter", "spatial_filter"))
     settings = point.kernel_size, point.dilation, point.stride, point.combine
     return lambda: operator(features, channel_filter, spatial_filter, *settings)
+
+
+@DDFOp.impl("paper", library="ddf")
+def _(inputs: Inputs, point: Point) -> Closure:
+    _need_no_kernel(point)
+    _need_published(inputs, point)
+    return _closure(published.apply, inputs, point)
 
 
 @DDFModule.impl("native", library="ddf")
@@ -780,6 +823,22 @@ def _(inputs: Inputs, point: Point) -> Closure:
     features, pack = inputs["features"], cast(DDFPack, inputs.module)
     compute = torch.compile(pack.compute, dynamic=False)
     return _started(lambda: compute(features, composite), point)
+
+
+@DDFModule.impl("paper", library="ddf")
+def _(inputs: Inputs, point: Point) -> Closure:
+    _need_published(inputs, point)
+    features, pack = inputs["features"], cast(DDFPack, inputs.module)
+    return lambda: pack.compute(features, published.apply)
+
+
+def _need_published(inputs: Inputs, point: Point) -> None:
+    """Raises:
+    Skip: if the published kernels cannot serve the case.
+    """
+    reason = published.refusal(inputs["features"], point.kernel_size, point.dilation, point.stride)
+    if reason:
+        raise Skip(f"published kernels: {reason}")
 
 
 def _need_native(inputs: Inputs, point: Point) -> None:

@@ -8,7 +8,7 @@ case. The machinery (case expansion, processes, clocks, devices, checks) is in `
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,8 @@ class Declaration:
     libraries: Mapping[str, str]
     axes: tuple[str, ...] = tuple(AXES)
     resolution: tuple[int, int] | None = None
+    #: What an impl chooses from, by impl, a line each.
+    kernels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Json) -> Declaration:

@@ -29,8 +29,11 @@ from reports.core.claims.table1 import itemised
 from reports.core.growth import Growth
 from reports.core.records import load_run
 from reports.core.summary import terminal_summary
-from suites import suites
+from suites import Declaration, suites
+from suites.core.cases import Selection, expand
+from suites.core.cases import record as record_of
 from suites.core.options import selection_of
+from suites.core.worker import declaration
 
 # The poster, transcribed a second time: what the project's data is held against.
 
@@ -605,6 +608,34 @@ def test_figures_need_the_published_kernels_and_show_ours_beside() -> None:
     assert finding_of("table2-latency-dwconv-7", made, CUDA).verdict == REPRODUCED
     found = finding_of("table2-ratio-ddf_op-dwconv-7", made, CUDA)
     assert (found.verdict, found.ours) == (NOT_TESTABLE, pytest.approx(2.4))
+
+
+def test_a_run_under_the_preset_paper_can_tell_every_figure() -> None:
+    """The cases that it plans on CUDA, each with a latency, leave no figure of Table 2 untestable."""
+    ops = load(ROOT / "ops" / "ddf.py") | load(ROOT / "ops" / "convolution.py")
+    declared = {name: Declaration.from_json(declaration(op, "ops.py")) for name, op in ops.items()}
+    chosen = Selection(
+        suites=["latency"],
+        device="cuda:0",
+        preset="paper",
+        ops=["conv", "dwconv", "ddf_op", "ddf"],
+        impls=["torch", "paper"],
+        axes={},
+        processes=1,
+        seconds=1.0,
+        forced=False,
+        timeout=60.0,
+        seed=0,
+    )
+    made = []
+    for case in expand(chosen, [suites()["latency"]], declared, cores=4):
+        ms = float(TABLE2[case.point.height][case.op])
+        metric = Metric("latency_wall", "s", ms * 1e-3, ms * 0.999e-3, ms * 1.001e-3, "less")
+        made.append(record_of(case, RUN, "ok", metrics=[metric]))
+    found = {claim.id: claim.rule(Evidence(run_of(made, CUDA))) for claim in claims()}
+    figures = {id: f for id, f in found.items() if id.startswith(("table2-latency-", "table2-ratio-"))}
+    assert len(figures) >= 6 * 4
+    assert {f.verdict for f in figures.values()} == {REPRODUCED}, figures
 
 
 # memory and text

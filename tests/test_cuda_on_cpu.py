@@ -1,5 +1,5 @@
-"""The operator's CUDA kernels, run on the CPU: values and gradients against float64 loops, plain and under sanitizers,
-every line of every kernel; races, and bytes against the floor."""
+"""The operator on CUDA, run on the CPU: values and gradients against float64 loops, plain and under sanitizers, by the
+kernels that the table chooses; every line, races, and bytes against the floor of the general ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,18 @@ class OnCpu(Case):
         s = self.settings
         return {"stride": s.stride, "dilation": s.dilation, "combine": s.combine}
 
+    def status(self, out: Tensor, entry: str, kernel: str | None = None) -> int:
+        """The error of a forward pass into `out`, by a function of csrc/ddf/ddf.h."""
+        return self.kernels.status(entry, self.kernels.params(*self.tensors[:3], out, **self.options), kernel)
+
     def forward(self) -> Tensor:
+        return self.by("")
+
+    def by(self, kernel: str) -> Tensor:
+        """The output by the kernel of that name, "" for the table's choice."""
         features, channel, spatial, out = self.tensors
         out = torch.full_like(out, torch.nan)
-        self.kernels.forward(features, channel, spatial, out, **self.options)
+        self.kernels.forward(features, channel, spatial, out, **self.options, entry="cuda_forward_by", kernel=kernel)
         return out
 
     def backward(self, wanted: tuple[bool, bool, bool] = (True, True, True)) -> Gradients:
@@ -58,6 +66,11 @@ class OnCpu(Case):
 
 def on(kernels: Kernels) -> type[OnCpu]:
     return type("OnThisCpu", (OnCpu,), {"kernels": kernels})
+
+
+def general(kind: type[OnCpu]) -> type[OnCpu]:
+    """Cases whose output is the general kernel's, whatever the table means for them."""
+    return type("General", (kind,), {"forward": lambda self: self.by("general")})
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +128,8 @@ def test_gradients(cuda_on_cpu: type[OnCpu], dtype: torch.dtype, layout: Layout)
 )
 def test_tails(cuda_on_cpu: type[OnCpu], shape: tuple[int, int, int, int], dtype: torch.dtype, layout: Layout) -> None:
     for settings in (Settings(), Settings(stride=2, combine="add")):
-        cuda_on_cpu(shape, 3, settings, dtype, (layout,) * 4).check_forward()
+        for kind in (cuda_on_cpu, general(cuda_on_cpu)):
+            kind(shape, 3, settings, dtype, (layout,) * 4).check_forward()
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
@@ -170,17 +184,24 @@ def test_gradients_that_are_not_wanted_are_left_alone(cuda_on_cpu: type[OnCpu]) 
 # ------------------------------------------------------------------------------------------------ sanitizers, coverage
 
 
-def kernel_names() -> set[str]:
-    """Of all functions in csrc that run on the GPU and are launched."""
-    texts = [path.read_text() for path in (emulation.CSRC / "ddf").rglob("*.cu*")]
-    found = {n for text in texts for n in re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", text)}
-    assert len(found) == sum(text.count("__global__") for text in texts)
+def kernels_by_file(folder: Path = emulation.CSRC / "ddf") -> dict[str, set[str]]:
+    """Names of the functions that run on the GPU and are launched, of all files below a folder that have some."""
+    found: dict[str, set[str]] = {}
+    for path in sorted(folder.rglob("*.cu*")):
+        text = path.read_text()
+        heads = re.findall(r"__global__([^{;]*)\{", text)
+        assert len(heads) == text.count("__global__")
+        for head in heads:
+            while "(" in head:  # launch bounds and parameters, the innermost parentheses first
+                head = re.sub(r"\([^()]*\)", "", head)
+            found.setdefault(path.name, set()).add(head.split()[-1])
     return found
 
 
 def executed_lines(counts: Path, objects: Path) -> dict[tuple[str, int], int]:
     """How often each line of the kernels ran, those of what is inlined into them included."""
-    names = {f"{len(name)}{name}" for name in kernel_names()}  # as they stand in a mangled name
+    kernels = set().union(*kernels_by_file().values())
+    names = {f"{len(name)}{name}" for name in kernels}  # as they stand in a mangled name
     lines: dict[tuple[str, int], int] = {}
     for notes in objects.glob("*.gcno"):
         shutil.copy(notes, counts)
@@ -197,8 +218,8 @@ def executed_lines(counts: Path, objects: Path) -> dict[tuple[str, int], int]:
     return lines
 
 
-def test_values_under_sanitizers_with_every_line_of_every_kernel(tmp_path: Path) -> None:
-    """The tests above, in a process with the address and undefined-behaviour sanitizers."""
+def lines_under_sanitizers(file: str, counts: Path) -> dict[tuple[str, int], int]:
+    """Runs the other tests of a file under the address and undefined-behaviour sanitizers; `executed_lines` of them."""
     sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     if not Path(sanitizer.stdout.strip()).is_absolute():
         pytest.skip("no address sanitizer for g++")
@@ -208,17 +229,26 @@ def test_values_under_sanitizers_with_every_line_of_every_kernel(tmp_path: Path)
         "DDF_EMULATED": "address",
         "LD_PRELOAD": sanitizer.stdout.strip(),
         "ASAN_OPTIONS": "detect_leaks=0",
-        "GCOV_PREFIX": str(tmp_path),
+        "GCOV_PREFIX": str(counts),
         "GCOV_PREFIX_STRIP": "99",
     }
     # nothing captured: a sanitizer ends the process at once, and its words would go with it
     options = ["-q", "-x", "-n0", "--capture=no", "-p", "no:cacheprovider", "-k", "not sanitizers and not checker"]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
+    command = [sys.executable, "-m", "pytest", *options, "-m", "not slow and not gpu", file]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    lines = executed_lines(tmp_path, library.parent)
-    assert {path for path, _ in lines} >= {source.name for source in SOURCES}
-    assert not sorted(place for place, count in lines.items() if count == 0)
+    return executed_lines(counts, library.parent)
+
+
+def assert_every_line_ran(lines: dict[tuple[str, int], int], files: Iterable[str]) -> None:
+    """Of the kernels of these files."""
+    assert {name for name, _ in lines} >= set(files) != set()
+    assert not sorted(place for place, count in lines.items() if count == 0 and place[0] in files)
+
+
+def test_values_under_sanitizers_with_every_line_of_the_general_kernels(tmp_path: Path) -> None:
+    lines = lines_under_sanitizers(__file__, tmp_path)
+    assert_every_line_ran(lines, set(kernels_by_file()) - set(kernels_by_file(emulation.CSRC / "ddf" / "cuda")))
 
 
 # ------------------------------------------------------------------------------------------------------------- checker
@@ -231,13 +261,13 @@ def checked() -> tuple[type[OnCpu], emulation.Checked]:
 
 
 def look(case: OnCpu, checker: emulation.Checked) -> None:
-    """Runs all kernels of a case under the checker, and shows that it changes no value."""
+    """Runs the general kernels of a case under the checker, and shows that it changes no value."""
     features, channel, spatial, grad = case.tensors
     gradients = tuple(torch.full_like(t, torch.nan) for t in (features, channel, spatial))
     out = torch.full_like(grad, torch.nan)
     names = ("features", "channel", "spatial", "grad", "out", "grad_features", "grad_channel", "grad_spatial")
     with checker.watch(dict(zip(names, (*case.tensors, out, *gradients), strict=True))):
-        case.kernels.forward(features, channel, spatial, out, **case.options)
+        case.kernels.forward(*case.tensors[:3], out, **case.options, entry="cuda_forward_by", kernel="general")
         case.kernels.backward(grad, features, channel, spatial, gradients, **case.options)
     assert not any(t.isnan().any() for t in (out, *gradients))
 

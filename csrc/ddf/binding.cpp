@@ -230,8 +230,10 @@ Tensor forward(const Tensor& features, const Tensor& channel_filter, const Tenso
   return out;
 }
 
-void forward_out(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
-                 int64_t dilation, int64_t stride, StringHandle combine, const Tensor& out) {
+// As `describe`, with the caller's output.
+Params describe_into(const Tensor& out, const Tensor& features, const Tensor& channel_filter,
+                     const Tensor& spatial_filter, int64_t dilation, int64_t stride,
+                     StringHandle combine) {
   Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
   check("out", out, out_shape(p), "(N, C, Ho, Wo)", features);
   for (int i = 0; i < 4; ++i) {
@@ -241,7 +243,51 @@ void forward_out(const Tensor& features, const Tensor& channel_filter, const Ten
     }
   }
   p.out = output(out);
-  run_forward(p, features);
+  return p;
+}
+
+void forward_out(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
+                 int64_t dilation, int64_t stride, StringHandle combine, const Tensor& out) {
+  run_forward(
+      describe_into(out, features, channel_filter, spatial_filter, dilation, stride, combine),
+      features);
+}
+
+// By a CUDA kernel of that name, or not at all.
+Tensor forward_by(const Tensor& features, const Tensor& channel_filter,
+                  const Tensor& spatial_filter, int64_t dilation, int64_t stride,
+                  StringHandle combine, StringHandle kernel) {
+  const std::string name = take(kernel);
+  Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
+  if (!features.is_cuda()) fail("kernel: those named are CUDA's, got features elsewhere");
+  const Tensor out = empty(out_shape(p), features);
+  p.out = output(out);
+#ifdef DDF_CUDA
+  if (p.batch == 0) return out;
+  const int32_t device = features.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const int error = cuda_forward_by(name.c_str(), p, device, current_stream(device));
+  if (error != 0) {
+    fail("kernel: ", name, " does not serve features of shape ", show(sizes(features)), ": ",
+         cuda_error_string(error));
+  }
+  return out;
+#else
+  fail("features: on a CUDA device, but this library was built without CUDA, for want of nvcc");
+#endif
+}
+
+void paper_forward_out(const Tensor& features, const Tensor& channel_filter,
+                       const Tensor& spatial_filter, int64_t dilation, int64_t stride,
+                       StringHandle combine, const Tensor& out) {
+  const Params p =
+      describe_into(out, features, channel_filter, spatial_filter, dilation, stride, combine);
+  if (!features.is_cuda()) fail("features: the published kernels run on CUDA alone");
+#ifdef DDF_CUDA
+  if (p.batch > 0) run_cuda(cuda_paper_forward, p, features);
+#else
+  fail("features: on a CUDA device, but this library was built without CUDA, for want of nvcc");
+#endif
 }
 
 // A gradient that is not wanted comes back with no elements.
@@ -276,6 +322,12 @@ STABLE_TORCH_LIBRARY(ddf, m) {
       "forward_out(Tensor features, Tensor channel_filter, Tensor spatial_filter, int dilation, "
       "int stride, str combine, Tensor(a!) out) -> ()");
   m.def(
+      "forward_by(Tensor features, Tensor channel_filter, Tensor spatial_filter, int dilation, "
+      "int stride, str combine, str kernel) -> Tensor");
+  m.def(
+      "paper_forward_out(Tensor features, Tensor channel_filter, Tensor spatial_filter, "
+      "int dilation, int stride, str combine, Tensor(a!) out) -> ()");
+  m.def(
       "backward(Tensor grad, Tensor features, Tensor channel_filter, Tensor spatial_filter, "
       "int dilation, int stride, str combine, bool want_features, bool want_channel, "
       "bool want_spatial) -> (Tensor, Tensor, Tensor)");
@@ -284,6 +336,8 @@ STABLE_TORCH_LIBRARY(ddf, m) {
 STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
   m.impl("forward", TORCH_BOX(&forward));
   m.impl("forward_out", TORCH_BOX(&forward_out));
+  m.impl("forward_by", TORCH_BOX(&forward_by));
+  m.impl("paper_forward_out", TORCH_BOX(&paper_forward_out));
   m.impl("backward", TORCH_BOX(&backward));
 }
 
@@ -291,6 +345,8 @@ STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(ddf, CUDA, m) {
   m.impl("forward", TORCH_BOX(&forward));
   m.impl("forward_out", TORCH_BOX(&forward_out));
+  m.impl("forward_by", TORCH_BOX(&forward_by));
+  m.impl("paper_forward_out", TORCH_BOX(&paper_forward_out));
   m.impl("backward", TORCH_BOX(&backward));
 }
 

@@ -55,6 +55,14 @@ void cpu_backward(const Params& params, ParallelFor parallel_for);
 // Nothing is synchronised.
 int cuda_forward(const Params& params, int device, void* stream);
 int cuda_backward(const Params& params, int device, void* stream);
+
+// The forward pass by the kernel of that name in cuda/kernels.def, "" for whichever the table
+// means: cudaErrorNotSupported where it cannot serve, cudaErrorInvalidValue where there is none.
+int cuda_forward_by(const char* name, const Params& params, int device, void* stream);
+
+// The published kernels, into an output that is filled with zeros; cudaErrorNotSupported where they
+// cannot serve.
+int cuda_paper_forward(const Params& params, int device, void* stream);
 const char* cuda_error_string(int error);
 
 }  // namespace ddf

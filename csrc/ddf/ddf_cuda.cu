@@ -19,6 +19,7 @@
 // No sum depends on which block runs first, so results are the same in every run. Offsets are
 // 64-bit throughout.
 
+#include "ddf/cuda/forward.h"
 #include "ddf/ddf.h"
 #include "ddf/device.cuh"
 
@@ -269,10 +270,7 @@ cudaError_t by_combine(const Params& p, void* stream) {
 }
 
 template <typename Pass>
-cudaError_t by_dtype(const Params& p, int device, void* stream) {
-  // This library's own CUDA runtime has to be told the device.
-  const cudaError_t error = cudaSetDevice(device);
-  if (error != cudaSuccess) return error;
+cudaError_t by_dtype(const Params& p, void* stream) {
   switch (p.dtype) {
     case DType::float32:
       return by_combine<Pass, float>(p, stream);
@@ -288,12 +286,12 @@ cudaError_t by_dtype(const Params& p, int device, void* stream) {
 
 }  // namespace
 
-int cuda_forward(const Params& params, int device, void* stream) {
-  return by_dtype<Forward>(params, device, stream);
-}
+int launch_general(const Params& params, void* stream) { return by_dtype<Forward>(params, stream); }
 
 int cuda_backward(const Params& params, int device, void* stream) {
-  return by_dtype<Backward>(params, device, stream);
+  // This library's own CUDA runtime has to be told the device.
+  const cudaError_t error = cudaSetDevice(device);
+  return error == cudaSuccess ? by_dtype<Backward>(params, stream) : error;
 }
 
 const char* cuda_error_string(int error) {

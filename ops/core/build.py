@@ -88,8 +88,8 @@ class Recipe:
         commands = [word for _, _, command in self.commands() for word in command]
         parts = [self.op, torch.__version__, platform.machine(), *compilers, *commands, *self.link()]
         digest = hashlib.sha256("\0".join(parts).encode())
-        for path in sorted((self.csrc / self.op).iterdir()):
-            digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
+        for path in sorted(p for p in (self.csrc / self.op).rglob("*") if p.is_file()):
+            digest.update(f"\0{path.relative_to(self.csrc)}\0".encode() + path.read_bytes())
         return f"{self.op}-{digest.hexdigest()[:16]}"
 
     def commands(self) -> Iterator[tuple[str, Path, list[str]]]:
@@ -198,7 +198,7 @@ def _recipe(op: str, arches: tuple[str, ...]) -> Recipe:
     if arches and nvcc is None:
         raise BuildError("no CUDA compiler: nvcc is neither in CUDA_HOME, nor on the PATH, nor in /usr/local/cuda")
     suffixes = (".cpp", ".cu") if nvcc else (".cpp",)
-    sources = tuple(sorted(p for p in (csrc / op).iterdir() if p.suffix in suffixes))
+    sources = tuple(sorted(p for p in (csrc / op).rglob("*") if p.suffix in suffixes))
     flags = (*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")))
     return Recipe(op, csrc, sources, _find_cxx(), nvcc, arches, flags)
 

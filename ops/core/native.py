@@ -19,7 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import build
 
-__all__ = ["MAX_KERNEL_SIZE", "apply", "apply_out", "fvcore_handles", "load", "missing"]
+__all__ = ["MAX_KERNEL_SIZE", "apply", "apply_by", "apply_out", "fvcore_handles", "load", "missing"]
 
 #: Larger kernels are refused; as in csrc/ddf/ddf.h.
 MAX_KERNEL_SIZE = 127
@@ -79,6 +79,23 @@ def apply_out(
     """
     torch.ops.ddf.forward_out(features, channel_filter, spatial_filter, dilation, stride, combine, out)
     return out
+
+
+def apply_by(
+    kernel: str,
+    features: Tensor,
+    channel_filter: Tensor,
+    spatial_filter: Tensor,
+    dilation: int = 1,
+    stride: int = 1,
+    combine: str = "mul",
+) -> Tensor:
+    """`apply` by the CUDA kernel of that name, see `kernels.kernels`; without gradients.
+
+    Raises:
+        RuntimeError: as `apply` does, and if the kernel does not serve the case; the text then begins with `kernel:`.
+    """
+    return torch.ops.ddf.forward_by(features, channel_filter, spatial_filter, dilation, stride, combine, kernel)
 
 
 def _wants_gradient(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor) -> bool:
@@ -141,6 +158,7 @@ def find_missing(device: str) -> str:
 def _register() -> None:
     torch.library.register_fake("ddf::forward", _fake_forward)
     torch.library.register_fake("ddf::forward_out", _fake_forward_out)
+    torch.library.register_fake("ddf::forward_by", lambda *arguments: _fake_forward(*arguments[:6]))
     torch.library.register_fake("ddf::backward", _fake_backward)
     torch.library.register_autograd("ddf::forward", _differentiate, setup_context=_keep_inputs)
     torch.library.register_autograd("ddf::backward", _refuse_second_derivative)

@@ -168,6 +168,7 @@ def declaration(op: Op, file: str) -> Json:
         "libraries": {impl.name: impl.library for impl in op.impls.values() if impl.library},
         "axes": list(op.axes),
         "resolution": op.resolution,
+        "kernels": {impl.name: impl.kernels for impl in op.impls.values() if impl.kernels},
     }
 
 

@@ -85,16 +85,18 @@ class Kernels:
         dilation: int = 1,
         combine: str = "mul",
         entry: str = "cuda_forward",
+        kernel: str | None = None,
     ) -> None:
         """Computes `out`.
 
         Args:
             entry: the function of csrc/ddf/ddf.h that launches the kernels.
+            kernel: its name, for an entry that takes one.
 
         Raises:
             EmulationError: if a launch fails; the text is the emulation's.
         """
-        self.call(entry, self.params(features, channel, spatial, out, stride, dilation, combine))
+        self.call(entry, self.params(features, channel, spatial, out, stride, dilation, combine), kernel)
 
     def backward(
         self,
@@ -127,9 +129,17 @@ class Kernels:
         p.features, p.channel, p.spatial, p.out = map(View.of, (features, channel, spatial, out))
         return p
 
-    def call(self, entry: str, params: Params) -> None:
-        """Calls a function of csrc/ddf/ddf.h that takes (params, device, stream); raises as `forward`."""
-        function = getattr(self.library, f"_ZN3ddf{len(entry)}{entry}ERKNS_6ParamsEiPv")
-        error = function(ctypes.byref(params), 0, None)
+    def call(self, entry: str, params: Params, kernel: str | None = None) -> None:
+        """Calls a function of csrc/ddf/ddf.h, as `status`; raises as `forward`."""
+        error = self.status(entry, params, kernel)
         if error:
             raise EmulationError(self._error_string(error).decode())
+
+    def status(self, entry: str, params: Params, kernel: str | None = None) -> int:
+        """The cudaError_t of a function of csrc/ddf/ddf.h that takes (params, device, stream), after the name of a
+        kernel where one is given."""
+        function = getattr(
+            self.library, f"_ZN3ddf{len(entry)}{entry}E{'' if kernel is None else 'PKc'}RKNS_6ParamsEiPv"
+        )
+        name = [] if kernel is None else [kernel.encode()]
+        return int(function(*name, ctypes.byref(params), 0, None))

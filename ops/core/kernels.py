@@ -1,0 +1,55 @@
+"""The table of CUDA forward kernels, csrc/ddf/cuda/kernels.def, as the library that it is compiled into sees it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from . import build
+
+__all__ = ["Kernel", "kernels"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A row: the first that fits a case, and whose kernel can serve it, is taken.
+
+    Args:
+        layout: `nchw`, `channels_last` or `any`.
+        kernel_sizes, strides: that it serves, as text.
+        most_pixels: of a plane that it is meant for; 0: any number.
+        least_row_bytes: of a row of features; 0: any number.
+        least_arch: compute capability, 90 for 9.0.
+    """
+
+    name: str
+    layout: str
+    kernel_sizes: str
+    strides: str
+    most_pixels: int
+    least_row_bytes: int
+    least_arch: int
+
+    def __str__(self) -> str:
+        limits = [
+            f"planes of at most {self.most_pixels} pixels" if self.most_pixels else "",
+            f"rows of at least {self.least_row_bytes} B" if self.least_row_bytes else "",
+        ]
+        return ", ".join(
+            filter(
+                None,
+                [
+                    f"{self.name:10} {self.layout:13} k {self.kernel_sizes:5}  stride {self.strides:3}",
+                    f"sm_{self.least_arch} and later",
+                    *limits,
+                ],
+            )
+        )
+
+
+def kernels() -> tuple[Kernel, ...]:
+    """The rows, in the order in which they are tried."""
+    text = (build._csrc() / "ddf" / "cuda" / "kernels.def").read_text()
+    rows = re.findall(r"^KERNEL\((.*)\)$", text, re.MULTILINE)
+    cells = [[cell.strip() for cell in row.split(",")] for row in rows]
+    return tuple(Kernel(*row[:4], *map(int, row[4:])) for row in cells)
