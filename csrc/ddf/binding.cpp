@@ -280,7 +280,7 @@ Tensor forward_by(const Tensor& features, const Tensor& channel_filter,
 void paper_forward_out(const Tensor& features, const Tensor& channel_filter,
                        const Tensor& spatial_filter, int64_t dilation, int64_t stride,
                        StringHandle combine, const Tensor& out) {
-  const Params p =
+  [[maybe_unused]] const Params p =
       describe_into(out, features, channel_filter, spatial_filter, dilation, stride, combine);
   if (!features.is_cuda()) fail("features: the published kernels run on CUDA alone");
 #ifdef DDF_CUDA
