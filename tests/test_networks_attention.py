@@ -100,13 +100,14 @@ def averaged(x: Array, stride: int) -> Array:
 
 
 def test_squeeze_excite() -> None:
-    module = attention.SqueezeExcite(AT)
+    at = replace(AT, in_channels=128)  # eight hidden units: of two, ReLU may leave none
+    module = attention.SqueezeExcite(at)
     first, _, second = module.excite
 
     def formula(x: Array) -> Array:
         return x * sigmoid(dense(second, relu(dense(first, x.mean((2, 3))))))[:, :, None, None]
 
-    holds(module, formula)
+    holds(module, formula, at)
 
 
 @pytest.mark.parametrize(("learned", "excite"), [(False, False), (True, False), (True, True)])

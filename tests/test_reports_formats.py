@@ -125,8 +125,8 @@ def test_frame_holds_what_the_csv_holds() -> None:
 def test_suite_nobody_knows_gets_tables_of_all_its_metrics() -> None:
     made = record("sorcery", "conv", "torch", 7, metrics=[Metric("mana", "J", 12.5), Metric("spells", "1", 3)])
     files = render(run_of([made]))
-    assert "12.5 J" in str(files["tables/sorcery.md"])
-    assert "## spells" in str(files["tables/sorcery.md"])
+    assert "| case | mana (J) | spells |" in str(files["tables/sorcery.md"])
+    assert "| conv/torch | ok | 12.5 J | 3 |" in str(files["tables/sorcery.md"])
     assert rows_of("tables/sorcery.csv", run_of([made]))[0]["value"] == "12.5"
     assert not [path for path in files if path.startswith("plots/")]
 
