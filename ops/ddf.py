@@ -775,6 +775,7 @@ def _need_no_kernel(point: Point) -> None:
 
 @DDFOp.out("native")
 def _(inputs: Inputs, point: Point, out: Tensor) -> Closure:
+    _need_no_kernel(point)
     features, channel_filter, spatial_filter = (inputs[t] for t in ("features", "channel_filter", "spatial_filter"))
     k, dilation, stride, combine = point.kernel_size, point.dilation, point.stride, point.combine
     return lambda: ddf(features, channel_filter, spatial_filter, k, dilation, stride, combine, out=out)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops import Costs, Inputs, Op, Point, load
+from ops import Costs, Inputs, Op, Point, Skip, load
 from suites import Case
 from suites.core.clocks import Clock
 from suites.core.devices import Device, open_device
@@ -88,7 +88,10 @@ class Bench:
         prepare = getattr(self.op.impls[self.case.impl], "prepare_out", None)
         if prepare is None or self.case.point.backward:
             return None
-        call = prepare(self.inputs, self.case.point, torch.empty_like(self.forward()))
+        try:
+            call = prepare(self.inputs, self.case.point, torch.empty_like(self.forward()))
+        except Skip:
+            return None
         return self.device.slowed(call, self._slowdown) if self._slowdown else call
 
     def _with_gradients(self) -> Callable[[], tuple[Tensor, ...]]:
