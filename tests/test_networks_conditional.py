@@ -145,6 +145,12 @@ def test_adaptive_kernels_are_made_of_what_they_are_applied_to(size: int, stride
     assert np.allclose(module(x).detach().numpy(), np.einsum("nocjyx,ncjyx->noyx", kernels, read), rtol=1e-12)
 
 
+def test_adaptive_kernels_are_counted_by_hand() -> None:
+    module, x = made(lambda *at: conditional.Adaptive(4, 5, *at), 3, 2, 1, 6)
+    taps = 2 * 3 * 4 * 5 * 4 * 9  # of 2 samples, 3 x 4 pixels, 5 x 4 kernels
+    assert module.macs(x) == {"conv": 9 * taps, "dynamic_filter": taps}  # type: ignore[operator]
+
+
 def test_given_coefficients_are_used() -> None:
     module = conditional.DyNet(4, 6, 3, predict=False).double()
     x, eta = torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.zeros(2, 36, dtype=torch.float64)
