@@ -260,7 +260,20 @@ def run(clone: Path, folder: Path, *arguments: str, command: str = "ab") -> subp
     return subprocess.run(command_line, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
-SMALL = ("--op", "dwconv", "--resolution", "7", "--channels", "4", "--device", "cpu", "--processes", "1")
+SMALL = (
+    "--op",
+    "dwconv",
+    "--impl",
+    "torch",
+    "--resolution",
+    "7",
+    "--channels",
+    "4",
+    "--device",
+    "cpu",
+    "--processes",
+    "1",
+)
 
 
 def test_a_wrong_result_in_the_new_revision_is_missing(clone: Path, tmp_path: Path) -> None:
