@@ -94,8 +94,9 @@ class Plan:
         if self.selection.kind != "cpu":
             return {case.id: 0 for case in cases}
         needs = {case.id: self.need(case) for case in cases}
-        spare = max(0, int(USABLE * available_memory()) - sum(needs.values())) // max(1, len(cases))
-        return {name: need + spare for name, need in needs.items()}
+        total = sum(needs.values())
+        half = max(0, int(USABLE * available_memory()) - total) // 2  # shared alike, and by need
+        return {name: need + half // len(needs) + half * need // max(1, total) for name, need in needs.items()}
 
     def settled(self, case: Case, run: str) -> Record | None:
         """The record of a case that need not be measured, or None."""
