@@ -227,8 +227,8 @@ class Impl:
 
     Args:
         prepare: makes the closure that is timed; raises `Skip` where the impl cannot serve the case.
-        prepare_out: makes one that writes into an output of the caller's and returns it, or
-            raises `Skip`; None: there is none.
+        prepare_out: makes one that writes into an output of the caller's and returns it, or raises `Skip`; None if
+            the impl has none.
         slow_start: whether the first call takes long (a compilation); the preset `quick` leaves such impls out.
         library: the folder of csrc that it is built from, if any; built before anything is measured.
         kernels: what it chooses from, a line each, for `list impls`.

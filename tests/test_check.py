@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -118,14 +119,15 @@ def test_every_op_file_is_present() -> None:
 
 
 def test_an_output_of_the_callers_is_timed_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bench(impl: str) -> Bench:
+    def bench(impl: str, **more: Any) -> Bench:
         case = made("ddf", "ddf_op", impl).case
-        return Bench(replace(case, process={**PROCESS, "malloc": "steady"}), seed=0, check=True)
+        return Bench(replace(case, process={**PROCESS, "malloc": "steady"}), seed=0, check=True, **more)
 
     native = bench("native")
     assert native.max_error() <= native.tolerance
     assert "latency_out" in native.clocks()
     assert "latency_out" not in bench("composite").clocks()
+    assert bench("native", clocks=["latency_wall"])._out is None  # nothing is made that nobody times
     untouched = replace(native.op.impls["native"], prepare_out=lambda inputs, point, out: out.zero_)
     monkeypatch.setitem(native.op.impls, "native", untouched)
     assert bench("native").max_error() > native.tolerance

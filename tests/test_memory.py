@@ -232,6 +232,17 @@ def test_what_is_not_measured_is_told_by_closed_form(free: int, rate: float, sta
         }
 
 
+def test_what_is_to_spare_goes_by_need_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,000 B to use, 200 are needed: half of the rest is shared by need, half by head."""
+    bench = made("dynamic_filter", "dyfilter_dw", "composite")
+    cases = [replace(bench.case, impl=impl) for impl in ("large", "small", "none")]
+    costs = {case.id: {"memory": {"all": need}} for case, need in zip(cases, (150, 50, 0), strict=True)}
+    monkeypatch.setattr("suites.core.plan.available_memory", lambda: 1250)
+    plan = Plan(replace(selection(), device="cpu"), {}, {}, {}, 0, {}, {}, [], cases, costs)
+    assert list(plan.memory_limits(cases).values()) == [150 + 133 + 300, 50 + 133 + 100, 133]
+    assert plan.memory_limits([]) == {}
+
+
 # the instrument
 
 

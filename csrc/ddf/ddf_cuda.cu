@@ -19,9 +19,8 @@
 // No sum depends on which block runs first, so results are the same in every run. Offsets are
 // 64-bit throughout.
 
+#include "ddf/cuda/common.cuh"
 #include "ddf/cuda/forward.h"
-#include "ddf/ddf.h"
-#include "ddf/device.cuh"
 
 namespace ddf {
 namespace {
@@ -29,33 +28,6 @@ namespace {
 constexpr int kThreads =
     256;  // a multiple of the warp that fits 8 blocks of these kernels on a multiprocessor
 constexpr int kWalk = 8;  // outputs of one thread of the forward kernel
-
-template <typename T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <typename T>
-using Accumulator = typename AccumulatorOf<T>::type;
-
-__device__ inline float widen(float value) { return value; }
-__device__ inline double widen(double value) { return value; }
-__device__ inline float widen(__half value) { return __half2float(value); }
-__device__ inline float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ inline void narrow(float value, float* to) { *to = value; }
-__device__ inline void narrow(double value, double* to) { *to = value; }
-__device__ inline void narrow(float value, __half* to) { *to = __float2half_rn(value); }
-__device__ inline void narrow(float value, __nv_bfloat16* to) { *to = __float2bfloat16_rn(value); }
-
-template <typename T>
-__device__ inline T* at(const View& view, int64_t a, int64_t b, int64_t c, int64_t d) {
-  return static_cast<T*>(view.data) + a * view.stride[0] + b * view.stride[1] + c * view.stride[2] +
-         d * view.stride[3];
-}
 
 template <typename T>
 __device__ inline Accumulator<T> read(const View& view, int64_t a, int64_t b, int64_t c,
@@ -74,16 +46,9 @@ __device__ inline Accumulator<T> read_features(const Params& p, int64_t n, int64
   return inside ? read<T>(p.features, n, c, from_y, from_x) : Accumulator<T>(0);
 }
 
-template <bool kAdd, typename A>
-__device__ inline A combined(A spatial, A channel) {
-  return kAdd ? spatial + channel : spatial * channel;
-}
-
 __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Takes an index apart, fastest part first.
 struct Index {

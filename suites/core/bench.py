@@ -79,14 +79,17 @@ class Bench:
             makers["latency_out"] = self.device.clocks(self._out)["latency_wall"]
         if self.case.process["malloc"] == "default":
             makers = {"latency_default_malloc": makers["latency_wall"]}
-        return {name: make() for name, make in makers.items() if self._wanted is None or name in self._wanted}
+        return {name: make() for name, make in makers.items() if self._wants(name)}
+
+    def _wants(self, clock: str) -> bool:
+        return self._wanted is None or clock in self._wanted
 
     @cached_property
     def _out(self) -> Callable[[], Tensor] | None:
         """The impl's closure that writes into a given output, where it offers one and no gradient is wanted."""
         # ops of an older revision, measured by `ab`, have no such field
         prepare = getattr(self.op.impls[self.case.impl], "prepare_out", None)
-        if prepare is None or self.case.point.backward:
+        if prepare is None or self.case.point.backward or not self._wants("latency_out"):
             return None
         try:
             call = prepare(self.inputs, self.case.point, torch.empty_like(self.forward()))

@@ -96,7 +96,7 @@ class Plan:
         needs = {case.id: self.need(case) for case in cases}
         total = sum(needs.values())
         half = max(0, int(USABLE * available_memory()) - total) // 2  # shared alike, and by need
-        return {name: need + half // len(needs) + half * need // max(1, total) for name, need in needs.items()}
+        return {name: need + half // len(cases) + half * need // max(1, total) for name, need in needs.items()}
 
     def settled(self, case: Case, run: str) -> Record | None:
         """The record of a case that need not be measured, or None."""
