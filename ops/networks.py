@@ -46,9 +46,7 @@ class _Network(Op):
         return Inputs({"images": images}, placed(network, point, device))
 
     def apply(self, inputs: Inputs, point: Point) -> Tensor:
-        network = cast(ResNet, inputs.module)
-        with networks.plain_operators(network):
-            return network(inputs["images"])
+        return networks.with_plain_operators(cast(ResNet, inputs.module))(inputs["images"])
 
     def magnitude(self, inputs: Inputs, point: Point) -> Tensor:
         """The sum of the absolute terms of the last layer.
@@ -56,9 +54,8 @@ class _Network(Op):
         Those of all layers would multiply to a bound that anything keeps. BatchNorm keeps activations of unit order,
         so that what the layers before have rounded is of the order of a rounding of these terms.
         """
-        network = cast(ResNet, inputs.module)
-        with networks.plain_operators(network):
-            features = network.features(inputs["images"])
+        network = networks.with_plain_operators(cast(ResNet, inputs.module))
+        features = network.features(inputs["images"])
         last = cast(nn.Linear, network.fc)
         return F.linear(features.abs(), last.weight.abs(), last.bias.abs())
 
@@ -120,13 +117,8 @@ class ResNet101(_Network):
 
 def _torch(inputs: Inputs, point: Point) -> Closure:
     """All in plain PyTorch."""
-    network, images = cast(ResNet, inputs.module), inputs["images"]
-
-    def forward() -> Tensor:
-        with networks.plain_operators(network):
-            return network(images)
-
-    return forward
+    network, images = networks.with_plain_operators(cast(ResNet, inputs.module)), inputs["images"]
+    return lambda: network(images)
 
 
 def _native(inputs: Inputs, point: Point) -> Closure:

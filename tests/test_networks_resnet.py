@@ -108,8 +108,8 @@ def test_torch_counts_the_same(backbone: str, variant: str) -> None:
     network = networks.build(backbone, variant, 64, 64, "meta").eval()
     declared = networks.count_macs(network, 64, 64)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad(), networks.plain_operators(network):
-        network(torch.empty(1, 3, 64, 64, device="meta"))
+    with counter, torch.no_grad():
+        networks.with_plain_operators(network)(torch.empty(1, 3, 64, 64, device="meta"))
     assert counter.get_total_flops() == 2 * sum(macs for kind, macs in declared.items() if kind not in UNSEEN)
 
 
@@ -218,8 +218,7 @@ def test_impls_give_the_reference_and_a_training_step_is_finite(backbone: str, v
             assert float(((result.double() - value).abs() / magnitude).max()) < 1e-5
     assert served == (2 if variant.startswith("ddf") and not native.missing(device) else 1)
     assert inputs.module is not None
-    with networks.plain_operators(inputs.module):
-        assert step(inputs.module, inputs["images"].detach()) < 20
+    assert step(networks.with_plain_operators(inputs.module), inputs["images"].detach()) < 20
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])

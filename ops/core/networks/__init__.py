@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from .resnet import BACKBONES, CLASSES, VARIANTS, ResNet, Variant, build, clear, count_macs, draw, plain_operators
+from .resnet import BACKBONES, CLASSES, VARIANTS, ResNet, Variant, build, clear, count_macs, draw, with_plain_operators
 
 __all__ = [
     "BACKBONES",
@@ -17,7 +17,7 @@ __all__ = [
     "clear",
     "count_macs",
     "draw",
-    "plain_operators",
+    "with_plain_operators",
 ]
 
 for path in sorted(Path(__file__).parent.glob("*.py")):

@@ -11,11 +11,11 @@ ResNets. At the device `meta` networks are built and counted without memory or a
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from ..seeded import fill_convolution
 
 CLASSES = 1000
+
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -285,31 +287,24 @@ def count_macs(network: nn.Module, height: int = 224, width: int = 224) -> Count
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             macs["normalisation"] += 2 * output[0].numel()
 
-    hooks = [module.register_forward_hook(count) for module in network.modules()]
-    try:
-        with plain_operators(network):
-            network.eval()(torch.empty(1, 3, height, width, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    counted = with_plain_operators(network).eval()
+    for module in counted.modules():
+        module.register_forward_hook(count)
+    counted(torch.empty(1, 3, height, width, device="meta"))
     return macs
 
 
-@contextmanager
-def plain_operators(network: nn.Module) -> Iterator[None]:
-    """Within it, modules that apply filters by an operator of ours do so in plain PyTorch.
+def with_plain_operators(network: N) -> N:
+    """A network of the same parameters that applies filters in plain PyTorch instead of by an operator of ours.
 
-    Such a module has `operator`, which it calls, and `plain_operator`, which computes the same.
+    A module that has such an operator calls it as `operator`, and has `plain_operator`, which computes the same.
     """
-    swapped = [cast(Any, module) for module in network.modules() if hasattr(module, "plain_operator")]
-    before = [module.operator for module in swapped]
-    try:
-        for module in swapped:
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    plain = copy.deepcopy(network, cast(Any, shared))
+    for module in plain.modules():
+        if hasattr(module, "plain_operator"):
             module.operator = module.plain_operator
-        yield
-    finally:
-        for module, operator in zip(swapped, before, strict=True):
-            module.operator = operator
+    return plain
 
 
 # ---------------------------------------------------------------------------------------------------- seeded networks
@@ -355,8 +350,8 @@ def draw(network: nn.Module, images: Tensor, generator: torch.Generator) -> None
         cast(Tensor, norm.running_mean).normal_(0, 0.1 * scale, generator=generator)
         cast(Tensor, norm.running_var).fill_(scale**2)
 
-    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
-    with plain_operators(network):
-        network.eval()(images.float())
-    for hook in hooks:
-        hook.remove()
+    measured = with_plain_operators(network.eval())
+    for module in measured.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(measure)
+    measured(images.float())
