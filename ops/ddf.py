@@ -799,6 +799,20 @@ def _closure(operator: Operator, inputs: Inputs, point: Point) -> Closure:
     return lambda: operator(features, channel_filter, spatial_filter, *settings)
 
 
+@DDFOp.impl("triton", slow_start=True)
+def _(inputs: Inputs, point: Point) -> Closure:
+    _need_no_kernel(point)
+    if inputs["features"].device.type != "cuda":
+        raise Skip("triton: runs on CUDA alone")
+    if point.backward:
+        raise Skip("triton: forward alone")
+    try:
+        from .core import triton_ddf
+    except ImportError as error:
+        raise Skip(f"triton: {error}") from None
+    return _closure(triton_ddf.apply, inputs, point)
+
+
 @DDFOp.impl("paper", library="ddf")
 def _(inputs: Inputs, point: Point) -> Closure:
     _need_no_kernel(point)
