@@ -37,7 +37,7 @@ KINDS = ("ab", "compare")
 #: Processes of each of two separate runs, and the seconds of a case in one.
 PROCESSES, SECONDS = 7, 2.0
 #: A trial of pairs stops after so many seconds; undecided cases are then what they are.
-LIMIT = 60.0
+LIMIT = 90.0
 
 
 @dataclass(frozen=True)
