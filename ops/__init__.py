@@ -323,7 +323,7 @@ class Op:
         """
         return ()
 
-    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], Any]]:
         """How fvcore is to count operators it does not know: `FlopCountAnalysis.set_op_handle`'s arguments."""
         return {}
 

@@ -392,6 +392,39 @@ class DDFPack(_Pack):
         """(N, C, H, W) -> (N, C, Ho, Wo), Ho = floor((H-1)/stride)+1."""
         return self.compute(x, ddf)
 
+    def fused(self, x: Tensor) -> Tensor:
+        """`forward` by one operator, which predicts and normalises the filters itself; on the CPU.
+
+        It reads x twice and keeps nothing but x for the backward pass.
+
+        Raises:
+            RuntimeError: if the operator cannot serve; the text says why.
+        """
+        reason = native.fused_missing(x.device.type) or self.not_fused
+        if reason:
+            raise RuntimeError(f"fused: {reason}")
+        predict, spatial_norm = cast(tuple[nn.Conv2d, FilterNorm], self.spatial_branch)
+        _, squeeze, _, excite, channel_norm = cast(tuple[Any, ...], self.channel_branch)
+        return native.fused(
+            x,
+            predict.weight,
+            cast(Tensor, predict.bias),
+            squeeze.weight,
+            squeeze.bias,
+            excite.weight,
+            excite.bias,
+            channel_norm.std,
+            cast(float, spatial_norm.std),
+            self.kernel_size,
+            self.dilation,
+            self.stride,
+            self.head,
+            self.kernel_combine,
+        )
+
+    #: Why `fused` cannot stand for `forward`, if it cannot.
+    not_fused = ""
+
     def compute(self, x: Tensor, operator: Operator) -> Tensor:
         """`forward` with another impl of `ddf`."""
         _check_shape("x", x, ("N", self.in_channels, "H", "W"))
@@ -495,7 +528,7 @@ class DDFOp(Op):
     combines = True
     extra_axes = (Axis("kernel", "auto", "CUDA kernel of the impl native", choices=("auto", *KERNELS)),)
 
-    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], Any]]:
         return native.fvcore_handles()
 
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
@@ -541,6 +574,7 @@ class AblatedPack(DDFPack):
     """
 
     neutral: Tensor
+    not_fused = "the whole module with FilterNorm alone"
 
     def __init__(self, *arguments: Any, branches: str, norm: str, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -591,7 +625,7 @@ class DDFModule(Op):
         ),
     )
 
-    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], Any]]:
         return native.fvcore_handles()
 
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
@@ -825,6 +859,17 @@ def _(inputs: Inputs, point: Point) -> Closure:
     _need_native(inputs, point)
     features, pack = inputs["features"], cast(DDFPack, inputs.module)
     return lambda: pack(features)
+
+
+@DDFModule.impl("fused", library="ddf")
+def _(inputs: Inputs, point: Point) -> Closure:
+    features, pack = inputs["features"], cast(DDFPack, inputs.module)
+    reason = native.fused_missing(features.device.type) or pack.not_fused
+    if reason:
+        raise Skip(f"fused operator: {reason}")
+    if point.kernel_size > native.MAX_KERNEL_SIZE:
+        raise Skip(f"fused operator: kernel_size is at most {native.MAX_KERNEL_SIZE}, not {point.kernel_size}")
+    return lambda: pack.fused(features)
 
 
 @DDFModule.impl("composite")

@@ -34,6 +34,8 @@ KINDS = {
     "baddbmm": "product",
     "einsum": "product",
 }
+#: Operators that are an op by themselves, all kinds in one.
+WHOLE_OPS = ("fused_forward",)
 #: Counted by fvcore, and by definition not part of `macs`.
 NOT_MACS = {
     "adaptive_avg_pool2d": "pooling is not counted",
@@ -159,7 +161,9 @@ def itemise(
     found: list[Json] = []
     by_kind: Counter[str] = Counter()
     for name, macs in counted.items():
-        if name in NOT_MACS and macs:
+        if name in WHOLE_OPS and macs == sum(formula.values()):
+            by_kind.update(formula)
+        elif name in NOT_MACS and macs:
             found.append({"counter": counter, "kind": name, "macs": macs, "reason": NOT_MACS[name]})
         else:
             by_kind[kind_of(name, formula)] += macs

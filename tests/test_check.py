@@ -26,6 +26,7 @@ IMPLS = [
     ("ddf", "ddf", "composite"),
     ("ddf", "ddf_op", "native"),
     ("ddf", "ddf", "native"),
+    ("ddf", "ddf", "fused"),
 ]
 PROCESS = {"threads": 2, "malloc": "default", "tf32": 0}
 

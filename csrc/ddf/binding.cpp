@@ -112,41 +112,50 @@ View output(const Tensor& tensor) {
   return view(tensor, data);
 }
 
-// Checks the inputs against one another and describes them; `out` is still missing.
-Params describe(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
-                int64_t dilation, int64_t stride, StringHandle combine) {
+// Describes the features; checks nothing else.
+Params describe_features(const Tensor& features, StringHandle combine) {
   const std::string name = take(combine);
   Params p;
   p.dtype = dtype_of(features);
   p.combine = combine_of(name);
-  const Sizes shape = sizes(features), filter = sizes(channel_filter);
+  const Sizes shape = sizes(features);
   if (shape.size() != 4 || shape[1] < 1 || shape[2] < 1 || shape[3] < 1) {
     fail("features: expected shape (N, C, H, W), only N may be 0, got ", show(shape));
   }
-  if (filter.size() != 4 || filter[2] % 2 == 0 || filter[2] > kMaxKernelSize) {
-    fail("channel_filter: expected shape (N, C, k, k) with an odd k of at most ", kMaxKernelSize,
-         ", got ", show(filter));
-  }
-  if (dilation < 1) fail("dilation: expected at least 1, got ", dilation);
-  if (stride < 1) fail("stride: expected at least 1, got ", stride);
-
   p.batch = shape[0];
   p.channels = shape[1];
   p.height = shape[2];
   p.width = shape[3];
-  p.kernel_size = filter[2];
+  p.features = input(features);
+  return p;
+}
+
+void set_taps(Params& p, int64_t kernel_size, int64_t dilation, int64_t stride) {
+  if (dilation < 1) fail("dilation: expected at least 1, got ", dilation);
+  if (stride < 1) fail("stride: expected at least 1, got ", stride);
+  p.kernel_size = kernel_size;
   p.out_height = (p.height - 1) / stride + 1;
   p.out_width = (p.width - 1) / stride + 1;
   // Beyond the size of the plane both have the same effect as that size, and no product can
   // overflow.
   p.stride = std::min(stride, std::max(p.height, p.width));
   p.dilation = std::min(dilation, std::max(p.height, p.width));
+}
 
+// Checks the inputs against one another and describes them; `out` is still missing.
+Params describe(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
+                int64_t dilation, int64_t stride, StringHandle combine) {
+  Params p = describe_features(features, combine);
+  const Sizes filter = sizes(channel_filter);
+  if (filter.size() != 4 || filter[2] % 2 == 0 || filter[2] > kMaxKernelSize) {
+    fail("channel_filter: expected shape (N, C, k, k) with an odd k of at most ", kMaxKernelSize,
+         ", got ", show(filter));
+  }
+  set_taps(p, filter[2], dilation, stride);
   const int64_t k = p.kernel_size;
   check("channel_filter", channel_filter, {p.batch, p.channels, k, k}, "(N, C, k, k)", features);
   check("spatial_filter", spatial_filter, {p.batch, k * k, p.out_height, p.out_width},
         "(N, k*k, Ho, Wo)", features);
-  p.features = input(features);
   p.channel = input(channel_filter);
   p.spatial = input(spatial_filter);
   return p;
@@ -154,19 +163,29 @@ Params describe(const Tensor& features, const Tensor& channel_filter, const Tens
 
 Sizes out_shape(const Params& p) { return {p.batch, p.channels, p.out_height, p.out_width}; }
 
+Tensor empty_strided(const Sizes& shape, const Sizes& strides, int32_t dtype, const Tensor& like) {
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                  strides.data(), dtype, device_type,
+                                                  like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+Tensor contiguous(const Sizes& shape, int32_t dtype, const Tensor& like) {
+  Sizes strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  return empty_strided(shape, strides, dtype, like);
+}
+
 // A new tensor in the memory format of `like`: channels last where channels are adjacent and pixels
 // are not.
 Tensor empty(const Sizes& shape, const Tensor& like) {
   const bool channels_last = like.stride(1) == 1 && like.stride(3) != 1;
+  if (!channels_last) return contiguous(shape, dtype_code(like), like);
   const int64_t c = shape[1], h = shape[2], w = shape[3];
-  const Sizes strides =
-      channels_last ? Sizes{h * w * c, 1, w * c, c} : Sizes{c * h * w, h * w, w, 1};
-  int32_t device_type = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, shape.data(), strides.data(), dtype_code(like),
-                                                  device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
+  return empty_strided(shape, {h * w * c, 1, w * c, c}, dtype_code(like), like);
 }
 
 void parallel_for(int64_t items, int64_t grain, void (*body)(int64_t, int64_t, void*),
@@ -312,6 +331,133 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& fe
   return {grad_features, grad_channel, grad_spatial};
 }
 
+// ---- the fused module ----
+
+// The parameters of a DDFPack, as its modules hold them.
+struct Pack {
+  const Tensor &spatial_weight, &spatial_bias;
+  const Tensor &squeeze_weight, &squeeze_bias;
+  const Tensor &excite_weight, &excite_bias;
+  const Tensor& channel_std;
+};
+
+ModuleParams describe_module(const Tensor& features, const Pack& pack, double spatial_scale,
+                             int64_t kernel_size, int64_t dilation, int64_t stride, int64_t head,
+                             StringHandle combine) {
+  ModuleParams p{};
+  static_cast<Params&>(p) = describe_features(features, combine);
+  if (kernel_size < 3 || kernel_size % 2 == 0 || kernel_size > kMaxKernelSize) {
+    fail("kernel_size: expected an odd number from 3 to ", kMaxKernelSize, ", got ", kernel_size);
+  }
+  set_taps(p, kernel_size, dilation, stride);
+  if (head < 1 || p.channels % head) {
+    fail("head: expected a divisor of the ", p.channels, " channels, got ", head);
+  }
+  p.head = head;
+  p.spatial_scale = spatial_scale;
+  const Sizes squeeze = sizes(pack.squeeze_weight);
+  if (squeeze.size() != 4 || squeeze[0] < 1) {
+    fail("squeeze_weight: expected shape (hidden, C, 1, 1), got ", show(squeeze));
+  }
+  p.hidden = squeeze[0];
+  const int64_t c = p.channels, taps = kernel_size * kernel_size;
+  check("spatial_weight", pack.spatial_weight, {head * taps, c, 1, 1}, "(head*k*k, C, 1, 1)",
+        features);
+  check("spatial_bias", pack.spatial_bias, {head * taps}, "(head*k*k,)", features);
+  check("squeeze_weight", pack.squeeze_weight, {p.hidden, c, 1, 1}, "(hidden, C, 1, 1)", features);
+  check("squeeze_bias", pack.squeeze_bias, {p.hidden}, "(hidden,)", features);
+  check("excite_weight", pack.excite_weight, {c * taps, p.hidden, 1, 1}, "(C*k*k, hidden, 1, 1)",
+        features);
+  check("excite_bias", pack.excite_bias, {c * taps}, "(C*k*k,)", features);
+  check("channel_std", pack.channel_std, {c * taps}, "(C*k*k,)", features);
+  p.parameters = {input(pack.spatial_weight), input(pack.spatial_bias),  input(pack.squeeze_weight),
+                  input(pack.squeeze_bias),   input(pack.excite_weight), input(pack.excite_bias),
+                  input(pack.channel_std)};
+  return p;
+}
+
+// The filters or their gradients, and what else a call needs; freed with it.
+struct Rooms {
+  Tensor spatial, channel;
+
+  Rooms(const ModuleParams& p, const Tensor& features)
+      : spatial(
+            contiguous({p.batch, p.head * p.kernel_size * p.kernel_size, p.out_height, p.out_width},
+                       dtype_code(features), features)),
+        channel(contiguous({p.batch, p.channels, p.kernel_size, p.kernel_size},
+                           dtype_code(features), features)) {}
+};
+
+Tensor work_room(ModuleParams& p, const Tensor& features) {
+  const Tensor work = contiguous({cpu_module_work_bytes(p)}, aoti_torch_dtype_uint8(), features);
+  p.work = output(work).data;
+  return work;
+}
+
+Tensor fused_forward(const Tensor& features, const Tensor& spatial_weight,
+                     const Tensor& spatial_bias, const Tensor& squeeze_weight,
+                     const Tensor& squeeze_bias, const Tensor& excite_weight,
+                     const Tensor& excite_bias, const Tensor& channel_std, double spatial_scale,
+                     int64_t kernel_size, int64_t dilation, int64_t stride, int64_t head,
+                     StringHandle combine) {
+  const Pack pack{spatial_weight, spatial_bias, squeeze_weight, squeeze_bias,
+                  excite_weight,  excite_bias,  channel_std};
+  ModuleParams p =
+      describe_module(features, pack, spatial_scale, kernel_size, dilation, stride, head, combine);
+  const Tensor out = empty(out_shape(p), features);
+  if (p.batch == 0) return out;
+  const Rooms filters(p, features);
+  p.spatial = output(filters.spatial);
+  p.channel = output(filters.channel);
+  p.out = output(out);
+  const Tensor work = work_room(p, features);
+  cpu_module_forward(p, parallel_for);
+  return out;
+}
+
+// The gradients of the features and the seven parameters; those that are not wanted come back with
+// no elements.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused_backward(
+    const Tensor& grad, const Tensor& features, const Tensor& spatial_weight,
+    const Tensor& spatial_bias, const Tensor& squeeze_weight, const Tensor& squeeze_bias,
+    const Tensor& excite_weight, const Tensor& excite_bias, const Tensor& channel_std,
+    double spatial_scale, int64_t kernel_size, int64_t dilation, int64_t stride, int64_t head,
+    StringHandle combine, bool want_features, bool want_parameters) {
+  const Pack pack{spatial_weight, spatial_bias, squeeze_weight, squeeze_bias,
+                  excite_weight,  excite_bias,  channel_std};
+  ModuleParams p =
+      describe_module(features, pack, spatial_scale, kernel_size, dilation, stride, head, combine);
+  check("grad", grad, out_shape(p), "(N, C, Ho, Wo)", features);
+  p.backward = true;
+  p.out = input(grad);
+  const Tensor grad_features = empty(want_features ? sizes(features) : Sizes{0, 0, 0, 0}, features);
+  if (want_features) p.grad_features = output(grad_features);
+  const auto make = [&](const Tensor& like, View* where) {
+    const Sizes none(sizes(like).size(), 0);
+    const Tensor gradient =
+        contiguous(want_parameters ? sizes(like) : none, dtype_code(like), like);
+    if (want_parameters) *where = output(gradient);
+    return gradient;
+  };
+  ModuleParameters& to = p.grad_parameters;
+  const Tensor by_spatial_weight = make(spatial_weight, &to.spatial_weight);
+  const Tensor by_spatial_bias = make(spatial_bias, &to.spatial_bias);
+  const Tensor by_squeeze_weight = make(squeeze_weight, &to.squeeze_weight);
+  const Tensor by_squeeze_bias = make(squeeze_bias, &to.squeeze_bias);
+  const Tensor by_excite_weight = make(excite_weight, &to.excite_weight);
+  const Tensor by_excite_bias = make(excite_bias, &to.excite_bias);
+  const Tensor by_channel_std = make(channel_std, &to.channel_std);
+  const Rooms filters(p, features), gradients(p, features);
+  p.spatial = output(filters.spatial);
+  p.channel = output(filters.channel);
+  p.grad_spatial = output(gradients.spatial);
+  p.grad_channel = output(gradients.channel);
+  const Tensor work = work_room(p, features);
+  cpu_module_backward(p, parallel_for);
+  return {grad_features,   by_spatial_weight, by_spatial_bias, by_squeeze_weight,
+          by_squeeze_bias, by_excite_weight,  by_excite_bias,  by_channel_std};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(ddf, m) {
@@ -331,6 +477,19 @@ STABLE_TORCH_LIBRARY(ddf, m) {
       "backward(Tensor grad, Tensor features, Tensor channel_filter, Tensor spatial_filter, "
       "int dilation, int stride, str combine, bool want_features, bool want_channel, "
       "bool want_spatial) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "fused_forward("
+      "Tensor features, Tensor spatial_weight, Tensor spatial_bias, Tensor squeeze_weight, "
+      "Tensor squeeze_bias, Tensor excite_weight, Tensor excite_bias, Tensor channel_std, "
+      "float spatial_scale, int kernel_size, int dilation, int stride, int head, str combine) -> "
+      "Tensor");
+  m.def(
+      "fused_backward(Tensor grad, "
+      "Tensor features, Tensor spatial_weight, Tensor spatial_bias, Tensor squeeze_weight, "
+      "Tensor squeeze_bias, Tensor excite_weight, Tensor excite_bias, Tensor channel_std, "
+      "float spatial_scale, int kernel_size, int dilation, int stride, int head, str combine, bool "
+      "want_features, "
+      "bool want_parameters) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
@@ -339,6 +498,8 @@ STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
   m.impl("forward_by", TORCH_BOX(&forward_by));
   m.impl("paper_forward_out", TORCH_BOX(&paper_forward_out));
   m.impl("backward", TORCH_BOX(&backward));
+  m.impl("fused_forward", TORCH_BOX(&fused_forward));
+  m.impl("fused_backward", TORCH_BOX(&fused_backward));
 }
 
 // Without CUDA kernels too, so that the error says what is missing.

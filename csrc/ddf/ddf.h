@@ -41,6 +41,34 @@ struct Params {
   View grad_features, grad_channel, grad_spatial;  // backward only: shaped as F, C and S
 };
 
+// The whole module, DDFPack, whose filters are predicted from the features:
+//
+//   raw S[n,h*k^2+j,y,x] = sum_c spatial_weight[h*k^2+j,c] * F[n,c,y*stride,x*stride] +
+//   spatial_bias raw C[n,c*k^2+j]     = excite(relu(squeeze(mean over pixels of F[n]))), linear
+//   layers
+//
+// Each filter is normalised over its k^2 taps to zero mean and unit spread, (x - mean) / (std +
+// 1e-10) with the unbiased std, and multiplied by `spatial_scale` or `channel_std`. Head h applies
+// its spatial filter to its own channels, the h-th of `head` equal groups.
+struct ModuleParameters {
+  View spatial_weight, spatial_bias;  // (head*k^2, channels), (head*k^2)
+  View squeeze_weight, squeeze_bias;  // (hidden, channels), (hidden)
+  View excite_weight, excite_bias;    // (channels*k^2, hidden), (channels*k^2)
+  View channel_std;                   // (channels*k^2)
+};
+
+// `spatial` (batch, head*k^2, out_height, out_width) and `channel` are where the predicted filters
+// go; on the way back `grad_spatial` and `grad_channel`, likewise, are room for their gradients.
+// All four are contiguous.
+struct ModuleParams : Params {
+  int64_t head, hidden;
+  double spatial_scale;
+  bool backward;
+  ModuleParameters parameters;
+  ModuleParameters grad_parameters;  // null pointers where they are not wanted
+  void* work;                        // `cpu_module_work_bytes` of them, aligned to 64
+};
+
 // Calls body(begin, end, context) on ranges that cover 0 .. items, each at least `grain` long, on
 // several threads.
 using ParallelFor = void (*)(int64_t items, int64_t grain,
@@ -50,6 +78,10 @@ using ParallelFor = void (*)(int64_t items, int64_t grain,
 // Results do not depend on the number of threads.
 void cpu_forward(const Params& params, ParallelFor parallel_for);
 void cpu_backward(const Params& params, ParallelFor parallel_for);
+
+int64_t cpu_module_work_bytes(const ModuleParams& params);
+void cpu_module_forward(const ModuleParams& params, ParallelFor parallel_for);
+void cpu_module_backward(const ModuleParams& params, ParallelFor parallel_for);
 
 // Return a cudaError_t. The device is made current; `stream`, a cudaStream_t, belongs to it.
 // Nothing is synchronised.

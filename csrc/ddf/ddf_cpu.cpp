@@ -23,6 +23,7 @@ struct Kernels {
   const CpuKernels& general;
   const near::Kernels& near;
   const near::filters::Kernels& near_filters;
+  const module::Kernels& module;
 };
 
 Kernels kernels() {
@@ -34,14 +35,17 @@ Kernels kernels() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (avx512 && DDF_WIDEST_VECTOR >= 512)
-      return {kernels_avx512, near::kernels_avx512, near::filters::kernels_avx512};
+      return {kernels_avx512, near::kernels_avx512, near::filters::kernels_avx512,
+              module::kernels_avx512};
     if (avx2 && DDF_WIDEST_VECTOR >= 256)
-      return {kernels_avx2, near::kernels_avx2, near::filters::kernels_avx2};
-    return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline};
+      return {kernels_avx2, near::kernels_avx2, near::filters::kernels_avx2, module::kernels_avx2};
+    return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline,
+            module::kernels_baseline};
   }();
   return best;
 #else
-  return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline};
+  return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline,
+          module::kernels_baseline};
 #endif
 }
 
@@ -96,6 +100,32 @@ void run(const Params& params, Job (*near)(const Params&), Job (*general)(const 
   run(params, job, parallel_for);
 }
 
+int64_t itemsize(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+// What lies `index` further on in dimension 1.
+View from_channel(View view, int64_t index, DType dtype) {
+  if (view.data) {
+    view.data = static_cast<char*>(view.data) + index * view.stride[1] * itemsize(dtype);
+  }
+  return view;
+}
+
+// The operator as head `h` applies it.
+Params head_of(const ModuleParams& params, int64_t h) {
+  Params p = params;
+  const int64_t group = p.channels / params.head, taps = p.kernel_size * p.kernel_size;
+  p.channels = group;
+  for (View* view : {&p.features, &p.channel, &p.out, &p.grad_features, &p.grad_channel}) {
+    *view = from_channel(*view, h * group, p.dtype);
+  }
+  for (View* view : {&p.spatial, &p.grad_spatial}) {
+    *view = from_channel(*view, h * taps, p.dtype);
+  }
+  return p;
+}
+
 }  // namespace
 
 void cpu_forward(const Params& params, ParallelFor parallel_for) {
@@ -103,7 +133,7 @@ void cpu_forward(const Params& params, ParallelFor parallel_for) {
 }
 
 void cpu_backward(const Params& params, ParallelFor parallel_for) {
-  const auto [general, near, filters] = kernels();
+  const auto [general, near, filters, module] = kernels();
   if (params.grad_features.data) {
     run(params, near.grad_features, general.grad_features, parallel_for);
   }
@@ -112,6 +142,28 @@ void cpu_backward(const Params& params, ParallelFor parallel_for) {
   }
   if (params.grad_spatial.data) {
     run(params, filters.grad_spatial, general.grad_spatial, parallel_for);
+  }
+}
+
+int64_t cpu_module_work_bytes(const ModuleParams& params) {
+  return kernels().module.work_bytes(params);
+}
+
+void cpu_module_forward(const ModuleParams& params, ParallelFor parallel_for) {
+  const module::Kernels& module = kernels().module;
+  run(params, module.predict_spatial(params), parallel_for);
+  run(params, module.predict_channel(params), parallel_for);
+  for (int64_t h = 0; h < params.head; ++h) cpu_forward(head_of(params, h), parallel_for);
+}
+
+void cpu_module_backward(const ModuleParams& params, ParallelFor parallel_for) {
+  const module::Kernels& module = kernels().module;
+  run(params, module.predict_spatial(params), parallel_for);
+  run(params, module.predict_channel(params), parallel_for);
+  for (int64_t h = 0; h < params.head; ++h) cpu_backward(head_of(params, h), parallel_for);
+  for (const auto job : {module.normalise_spatial, module.excite, module.squeeze,
+                         module.grad_features, module.grad_bias}) {
+    run(params, job(params), parallel_for);
   }
 }
 

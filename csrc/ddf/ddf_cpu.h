@@ -57,4 +57,29 @@ extern const Kernels kernels_avx512;
 
 }  // namespace filters
 }  // namespace near
+
+namespace module {
+
+// What the fused module adds to the operator; the jobs run in this order. Their `Params` are
+// `ModuleParams`.
+struct Kernels {
+  int64_t (*work_bytes)(const ModuleParams&);
+  Job (*predict_spatial)(const ModuleParams&);
+  Job (*predict_channel)(const ModuleParams&);
+  // On the way back, given the gradients of both filters and, where wanted, that of the features
+  // through the operator alone.
+  Job (*normalise_spatial)(const ModuleParams&);
+  Job (*excite)(const ModuleParams&);
+  Job (*squeeze)(const ModuleParams&);
+  Job (*grad_features)(const ModuleParams&);
+  Job (*grad_bias)(const ModuleParams&);
+};
+
+extern const Kernels kernels_baseline;
+#ifdef __x86_64__
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace module
 }  // namespace ddf

@@ -55,48 +55,6 @@ struct Row {
   int64_t step;
 };
 
-// Rows become columns: in log2(lanes) steps, each of which swaps the off-diagonal blocks of twice
-// its size.
-template <typename A>
-inline void transpose(Vector<A>* rows) {
-  using Index = Words;  // of a lane of two vectors
-  static_assert(sizeof(A) == 4, "an index is as wide as an element");
-  DDF_UNROLL
-  for (int size = 1; size < kLanes<A>; size *= 2) {
-    Index low = {}, high = {};
-    DDF_UNROLL
-    for (int i = 0; i < kLanes<A>; ++i) {
-      low[i] = static_cast<uint32_t>(i & size ? i - size + kLanes<A> : i);
-      high[i] = static_cast<uint32_t>(i & size ? i + kLanes<A> : i + size);
-    }
-    DDF_UNROLL
-    for (int i = 0; i < kLanes<A>; ++i) {
-      if (i & size) continue;
-      const Vector<A> a = rows[i], b = rows[i + size];
-      rows[i] = shuffle<A>(a, b, low);
-      rows[i + size] = shuffle<A>(a, b, high);
-    }
-  }
-}
-
-// Copies `count` pixels of kLanes adjacent channels, `step` elements apart, to a row for each
-// channel, `pitch` elements apart.
-template <typename A>
-void copy_pixels(A* to, int64_t pitch, const A* from, int64_t step, int64_t count) {
-  int64_t x = 0;
-  for (; x + kLanes<A> <= count; x += kLanes<A>) {
-    Vector<A> block[kLanes<A>];
-    DDF_UNROLL
-    for (int i = 0; i < kLanes<A>; ++i) block[i] = load(from + (x + i) * step);
-    transpose<A>(block);
-    DDF_UNROLL
-    for (int i = 0; i < kLanes<A>; ++i) store(to + i * pitch + x, block[i]);
-  }
-  for (; x < count; ++x) {
-    for (int i = 0; i < kLanes<A>; ++i) to[i * pitch + x] = from[x * step + i];
-  }
-}
-
 // The planes of a block of channels, read in place, or copied where elements are not adjacent or
 // have 16 bits.
 template <typename T>
@@ -167,18 +125,6 @@ template <typename V, typename A>
 inline __attribute__((always_inline)) void store_all(A* to, const V* from, int count) {
   DDF_UNROLL
   for (int i = 0; i < count; ++i) memcpy(to + i * sizeof(V) / sizeof(A), &from[i], sizeof(V));
-}
-
-// Adds up the lanes.
-template <typename A, int kBytes>
-A total(VectorOfBytes<A, kBytes> vector) {
-  if constexpr (kBytes > 2 * sizeof(A)) {
-    VectorOfBytes<A, kBytes / 2> halves[2];
-    memcpy(halves, &vector, sizeof(vector));
-    return total<A, kBytes / 2>(halves[0] + halves[1]);
-  } else {
-    return vector[0] + vector[1];
-  }
 }
 
 // ---- gradient of the channel filter ----

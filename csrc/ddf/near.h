@@ -6,14 +6,6 @@
 #include "ddf/scratch.h"
 #include "ddf/simd.h"
 
-// Loops over taps, rows and pixels of a tile, whose vectors then are registers. Not under the
-// address sanitizer, where they would take minutes to compile.
-#ifdef __SANITIZE_ADDRESS__
-#define DDF_UNROLL
-#else
-#define DDF_UNROLL _Pragma("GCC unroll 64")
-#endif
-
 namespace ddf::near {
 namespace {
 
@@ -27,6 +19,11 @@ constexpr int kLargestKernel = 7;
 template <bool value_>
 struct Masked {
   static constexpr bool value = value_;
+};
+
+template <int value_>
+struct Count {
+  static constexpr int value = value_;
 };
 
 // Lanes of the vector at x that a tap at `shift` finds inside a row of this width.

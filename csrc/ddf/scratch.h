@@ -84,5 +84,40 @@ void store_row(T* to, int64_t to_stride, const A* from, int64_t count) {
   }
 }
 
+// Copies `count` pixels of kLanes adjacent channels, `step` elements apart, to a row for each
+// channel, `pitch` elements apart.
+template <typename A>
+void copy_pixels(A* to, int64_t pitch, const A* from, int64_t step, int64_t count) {
+  int64_t x = 0;
+  for (; x + kLanes<A> <= count; x += kLanes<A>) {
+    Vector<A> block[kLanes<A>];
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) block[i] = load(from + (x + i) * step);
+    transpose<A>(block);
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) store(to + i * pitch + x, block[i]);
+  }
+  for (; x < count; ++x) {
+    for (int i = 0; i < kLanes<A>; ++i) to[i * pitch + x] = from[x * step + i];
+  }
+}
+
+// The way back.
+template <typename A>
+void store_pixels(A* to, int64_t step, const A* from, int64_t pitch, int64_t count) {
+  int64_t x = 0;
+  for (; x + kLanes<A> <= count; x += kLanes<A>) {
+    Vector<A> block[kLanes<A>];
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) block[i] = load(from + i * pitch + x);
+    transpose<A>(block);
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) store(to + (x + i) * step, block[i]);
+  }
+  for (; x < count; ++x) {
+    for (int i = 0; i < kLanes<A>; ++i) to[x * step + i] = from[i * pitch + x];
+  }
+}
+
 }  // namespace
 }  // namespace ddf

@@ -13,6 +13,14 @@
 #include <immintrin.h>
 #endif
 
+// Loops over taps, rows and pixels of a tile, whose vectors then are registers. Not under the
+// address sanitizer, where they would take minutes to compile.
+#ifdef __SANITIZE_ADDRESS__
+#define DDF_UNROLL
+#else
+#define DDF_UNROLL _Pragma("GCC unroll 64")
+#endif
+
 namespace ddf {
 namespace {
 
@@ -284,6 +292,94 @@ DDF_LANES void store_lanes(A* to, LaneBits bits, V value) {
   for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) {
     if (bits >> i & 1) to[i] = value[i];
   }
+#endif
+}
+
+// Rows become columns: in log2(lanes) steps, each of which swaps the off-diagonal blocks of twice
+// its size.
+template <typename A>
+inline void transpose(Vector<A>* rows) {
+  using Index = Words;  // of a lane of two vectors
+  static_assert(sizeof(A) == 4, "an index is as wide as an element");
+  DDF_UNROLL
+  for (int size = 1; size < kLanes<A>; size *= 2) {
+    Index low = {}, high = {};
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) {
+      low[i] = static_cast<uint32_t>(i & size ? i - size + kLanes<A> : i);
+      high[i] = static_cast<uint32_t>(i & size ? i + kLanes<A> : i + size);
+    }
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) {
+      if (i & size) continue;
+      const Vector<A> a = rows[i], b = rows[i + size];
+      rows[i] = shuffle<A>(a, b, low);
+      rows[i + size] = shuffle<A>(a, b, high);
+    }
+  }
+}
+
+// Adds up the lanes.
+template <typename A, int kBytes>
+A total(VectorOfBytes<A, kBytes> vector) {
+  if constexpr (kBytes > 2 * sizeof(A)) {
+    VectorOfBytes<A, kBytes / 2> halves[2];
+    memcpy(halves, &vector, sizeof(vector));
+    return total<A, kBytes / 2>(halves[0] + halves[1]);
+  } else {
+    return vector[0] + vector[1];
+  }
+}
+
+// Lane i is the sum of the lanes of vectors[i]: as `transpose`, but what it would swap is added up.
+template <typename A>
+inline Vector<A> totals(Vector<A>* vectors) {
+  if constexpr (sizeof(A) == 4) {
+    DDF_UNROLL
+    for (int size = 1; size < kLanes<A>; size *= 2) {
+      Words low = {}, high = {};
+      DDF_UNROLL
+      for (int i = 0; i < kLanes<A>; ++i) {
+        low[i] = static_cast<uint32_t>(i & size ? i - size + kLanes<A> : i);
+        high[i] = static_cast<uint32_t>(i & size ? i + kLanes<A> : i + size);
+      }
+      DDF_UNROLL
+      for (int i = 0; i < kLanes<A>; i += 2 * size) {
+        const Vector<A> a = vectors[i], b = vectors[i + size];
+        vectors[i] = shuffle<A>(a, b, low) + shuffle<A>(a, b, high);
+      }
+    }
+    return vectors[0];
+  } else {
+    Vector<A> result = {};
+    for (int i = 0; i < kLanes<A>; ++i) result[i] = total<A, kVectorBytes>(vectors[i]);
+    return result;
+  }
+}
+
+inline Vector<float> root(Vector<float> square) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_sqrt_ps((__m512)square);
+#elif defined(__AVX__)
+  return (Vector<float>)_mm256_sqrt_ps((__m256)square);
+#elif defined(__SSE2__)
+  return (Vector<float>)_mm_sqrt_ps((__m128)square);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) square[i] = __builtin_sqrtf(square[i]);
+  return square;
+#endif
+}
+
+inline Vector<double> root(Vector<double> square) {
+#if defined(__AVX512F__)
+  return (Vector<double>)_mm512_sqrt_pd((__m512d)square);
+#elif defined(__AVX__)
+  return (Vector<double>)_mm256_sqrt_pd((__m256d)square);
+#elif defined(__SSE2__)
+  return (Vector<double>)_mm_sqrt_pd((__m128d)square);
+#else
+  for (int i = 0; i < kLanes<double>; ++i) square[i] = __builtin_sqrt(square[i]);
+  return square;
 #endif
 }
 

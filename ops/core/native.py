@@ -1,7 +1,8 @@
 """The native operator: loads its library, and registers with torch what the library leaves to Python.
 
-The library defines `ddf::forward`, `ddf::forward_out` and `ddf::backward` with their CPU and CUDA kernels. This module
-adds the fake kernels that torch.compile and torch.export trace with, autograd, autocast, and the FLOP formulas.
+The library defines `ddf::forward`, `ddf::forward_out` and `ddf::backward` with their CPU and CUDA kernels, and for the
+whole module `ddf::fused_forward` and `ddf::fused_backward` with CPU kernels. This module adds the fake kernels that
+torch.compile and torch.export trace with, autograd, autocast, and the FLOP formulas.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections import Counter
 from collections.abc import Callable
 from math import prod
 from typing import Any, cast
@@ -19,7 +21,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import build
 
-__all__ = ["MAX_KERNEL_SIZE", "apply", "apply_by", "apply_out", "fvcore_handles", "load", "missing"]
+__all__ = [
+    *("MAX_KERNEL_SIZE", "apply", "apply_by", "apply_out", "fused", "fused_missing"),
+    *("fvcore_handles", "load", "missing"),
+]
 
 #: Larger kernels are refused; as in csrc/ddf/ddf.h.
 MAX_KERNEL_SIZE = 127
@@ -98,6 +103,60 @@ def apply_by(
     return torch.ops.ddf.forward_by(features, channel_filter, spatial_filter, dilation, stride, combine, kernel)
 
 
+def fused(
+    features: Tensor,
+    spatial_weight: Tensor,
+    spatial_bias: Tensor,
+    squeeze_weight: Tensor,
+    squeeze_bias: Tensor,
+    excite_weight: Tensor,
+    excite_bias: Tensor,
+    channel_std: Tensor,
+    spatial_scale: float,
+    kernel_size: int,
+    dilation: int,
+    stride: int,
+    head: int,
+    combine: str,
+) -> Tensor:
+    """The whole module in one operator; needs `load` to have been called.
+
+    The spatial filter is a 1x1 convolution of the features, the channel filter relu(squeeze(mean)) through `excite`;
+    each is normalised over its taps as by `ops.ddf.FilterNorm`, and both are applied as by `apply`, each head to its
+    group of channels. The features are read twice and nothing is kept for the backward pass, which predicts the filters
+    anew.
+
+    Args:
+        features: (N, C, H, W), of any strides; the parameters are of its dtype.
+        spatial_weight, spatial_bias: (head*k*k, C, 1, 1), (head*k*k,).
+        squeeze_weight, squeeze_bias: (hidden, C, 1, 1), (hidden,).
+        excite_weight, excite_bias: (C*k*k, hidden, 1, 1), (C*k*k,).
+        channel_std: what the normalised channel filter is multiplied by, (C*k*k,).
+        spatial_scale: the same of the spatial filter.
+        kernel_size: k, odd, 3 to 127.
+        head: divides C.
+        combine: `mul` or `add`.
+
+    Returns:
+        (N, C, Ho, Wo), channels last where the features are.
+
+    Raises:
+        RuntimeError: if an argument does not fit; the text names it, its shape and what was expected.
+    """
+    parameters = spatial_weight, spatial_bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias, channel_std
+    settings = spatial_scale, kernel_size, dilation, stride, head, combine
+    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (features, *parameters))
+    if wants_gradient or _may_be_traced():
+        return cast(Tensor, torch.ops.ddf.fused_forward.default(features, *parameters, *settings))
+    with _below_autograd():
+        return cast(Tensor, torch.ops.ddf.fused_forward.default(features, *parameters, *settings))
+
+
+def fused_missing(device: str) -> str:
+    """Why `fused` cannot run on that kind of device; empty where it can."""
+    return missing(device) or ("" if device == "cpu" else f"the CPU alone, not {device}")
+
+
 def _wants_gradient(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor) -> bool:
     return features.requires_grad or channel_filter.requires_grad or spatial_filter.requires_grad
 
@@ -167,6 +226,13 @@ def _register() -> None:
     register_flop_formula(torch.ops.ddf.forward)(_forward_flops)
     register_flop_formula(torch.ops.ddf.forward_out)(_forward_flops)
     register_flop_formula(torch.ops.ddf.backward)(_backward_flops)
+    torch.library.register_fake("ddf::fused_forward", _fake_fused_forward)
+    torch.library.register_fake("ddf::fused_backward", _fake_fused_backward)
+    torch.library.register_autograd("ddf::fused_forward", _differentiate_fused, setup_context=_keep_fused_inputs)
+    torch.library.register_autograd("ddf::fused_backward", _refuse_second_derivative)
+    torch.library.impl("ddf::fused_forward", "AutocastCPU", functools.partial(_autocast_fused, "cpu"))
+    register_flop_formula(torch.ops.ddf.fused_forward)(_fused_forward_flops)
+    register_flop_formula(torch.ops.ddf.fused_backward)(_fused_backward_flops)
 
 
 def _fake_forward(
@@ -213,6 +279,67 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)
 
 
+def _fake_fused_forward(features: Tensor, *arguments: Any) -> Tensor:
+    return _empty(_check_fused(features, *arguments), features)
+
+
+def _fake_fused_backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *rest, want_features, want_parameters = arguments
+    _check_like("grad", grad, _check_fused(features, *rest), "(N, C, Ho, Wo)", features)
+    by_features = _empty(features.shape if want_features else (0, 0, 0, 0), features)
+    parameters = rest[: len(FUSED_PARAMETERS)]
+    return by_features, *(t.new_empty(t.shape if want_parameters else (0,) * t.dim()) for t in parameters)
+
+
+#: The parameters of `fused` and their shapes.
+FUSED_PARAMETERS = {
+    "spatial_weight": "(head*k*k, C, 1, 1)",
+    "spatial_bias": "(head*k*k,)",
+    "squeeze_weight": "(hidden, C, 1, 1)",
+    "squeeze_bias": "(hidden,)",
+    "excite_weight": "(C*k*k, hidden, 1, 1)",
+    "excite_bias": "(C*k*k,)",
+    "channel_std": "(C*k*k,)",
+}
+
+
+def _check_fused(features: Tensor, *arguments: Any) -> tuple[int, ...]:
+    """As `_check`, for `fused`."""
+    parameters = dict(zip(FUSED_PARAMETERS, arguments, strict=False))
+    _, k, dilation, stride, head, combine = arguments[len(parameters) :]
+    _check_features(features, combine)
+    if k < 3 or k % 2 == 0 or k > MAX_KERNEL_SIZE:
+        raise RuntimeError(f"kernel_size: expected an odd number from 3 to {MAX_KERNEL_SIZE}, got {k}")
+    _check_steps(dilation, stride)
+    n, c, h, w = features.shape
+    if head < 1 or c % head:
+        raise RuntimeError(f"head: expected a divisor of the {c} channels, got {head}")
+    squeeze = parameters["squeeze_weight"]
+    if squeeze.dim() != 4 or squeeze.shape[0] < 1:
+        raise RuntimeError(f"squeeze_weight: expected shape (hidden, C, 1, 1), got {tuple(squeeze.shape)}")
+    hidden, taps = squeeze.shape[0], k * k
+    weights = (head * taps, c, 1, 1), (hidden, c, 1, 1), (c * taps, hidden, 1, 1)
+    shapes = *((shape, shape[:1]) for shape in weights), ((c * taps,),)
+    for (name, tensor), shape in zip(parameters.items(), (s for pair in shapes for s in pair), strict=True):
+        _check_like(name, tensor, shape, FUSED_PARAMETERS[name], features)
+    return n, c, (h - 1) // stride + 1, (w - 1) // stride + 1
+
+
+def _check_features(features: Tensor, combine: str) -> None:
+    if features.dtype not in DTYPES:
+        raise RuntimeError(f"features: expected float32, float64, float16 or bfloat16, got {features.dtype}")
+    if combine not in ("mul", "add"):
+        raise RuntimeError(f"combine: expected mul or add, got {combine!r}")
+    if features.dim() != 4 or any(size < 1 for size in features.shape[1:]):
+        raise RuntimeError(f"features: expected shape (N, C, H, W), only N may be 0, got {tuple(features.shape)}")
+
+
+def _check_steps(dilation: int, stride: int) -> None:
+    for name, value in (("dilation", dilation), ("stride", stride)):
+        if value < 1:
+            raise RuntimeError(f"{name}: expected at least 1, got {value}")
+
+
 def _check(
     features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, dilation: int, stride: int, combine: str
 ) -> tuple[int, ...]:
@@ -221,20 +348,13 @@ def _check(
     Raises:
         RuntimeError: with the library's text.
     """
-    if features.dtype not in DTYPES:
-        raise RuntimeError(f"features: expected float32, float64, float16 or bfloat16, got {features.dtype}")
-    if combine not in ("mul", "add"):
-        raise RuntimeError(f"combine: expected mul or add, got {combine!r}")
-    if features.dim() != 4 or any(size < 1 for size in features.shape[1:]):
-        raise RuntimeError(f"features: expected shape (N, C, H, W), only N may be 0, got {tuple(features.shape)}")
+    _check_features(features, combine)
     if channel_filter.dim() != 4 or channel_filter.shape[2] % 2 == 0 or channel_filter.shape[2] > MAX_KERNEL_SIZE:
         raise RuntimeError(
             f"channel_filter: expected shape (N, C, k, k) with an odd k of at most {MAX_KERNEL_SIZE}, "
             f"got {tuple(channel_filter.shape)}"
         )
-    for name, value in (("dilation", dilation), ("stride", stride)):
-        if value < 1:
-            raise RuntimeError(f"{name}: expected at least 1, got {value}")
+    _check_steps(dilation, stride)
     n, c, h, w = features.shape
     k = channel_filter.shape[2]
     ho, wo = (h - 1) // stride + 1, (w - 1) // stride + 1
@@ -283,16 +403,41 @@ class _Differentiable(torch.autograd.Function):
             return _differentiate(ctx, grad)
 
 
+def _keep_fused_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tensors = 1 + len(FUSED_PARAMETERS)
+    ctx.settings = inputs[tensors:]
+    ctx.save_for_backward(*inputs[:tensors])
+
+
+def _differentiate_fused(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = 1 + len(FUSED_PARAMETERS)
+    wanted = ctx.needs_input_grad[:tensors]
+    gradients = torch.ops.ddf.fused_backward(grad, *ctx.saved_tensors, *ctx.settings, wanted[0], any(wanted[1:]))
+    return *(g if wants else None for g, wants in zip(gradients, wanted, strict=True)), *(None for _ in ctx.settings)
+
+
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("second derivatives of ddf are not implemented")
 
 
 def _autocast(kind: str, *args: Any) -> Tensor:
     """Casts as a convolution under autocast does, float64 excepted; the sum is still taken in float32."""
-    dtype = torch.get_autocast_dtype(kind)
-    tensors = [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in args[:3]]
     with torch.autocast(kind, enabled=False):
-        return torch.ops.ddf.forward(*tensors, *args[3:])
+        return torch.ops.ddf.forward(*_cast_tensors(kind, args))
+
+
+def _autocast_fused(kind: str, *args: Any) -> Tensor:
+    with torch.autocast(kind, enabled=False):
+        return torch.ops.ddf.fused_forward(*_cast_tensors(kind, args))
+
+
+def _cast_tensors(kind: str, args: tuple[Any, ...]) -> list[Any]:
+    dtype = torch.get_autocast_dtype(kind)
+
+    def narrows(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+
+    return [value.to(dtype) if narrows(value) else value for value in args]
 
 
 # ---------------------------------------------------------------------------------------------------------------- FLOPs
@@ -325,7 +470,49 @@ def _backward_flops(
     return 2 * _macs(features, channel_filter, spatial_filter) * sum(wanted)
 
 
-def fvcore_handles() -> dict[str, Callable[[list[Any], list[Any]], int]]:
+def _fused_macs(out: tuple[int, ...], spatial: tuple[int, ...], excite: tuple[int, ...]) -> dict[str, int]:
+    """By kind, as `ops.Costs` has them.
+
+    Args:
+        out: shape of the output, (N, C, Ho, Wo).
+        spatial, excite: shapes of the weights, (head*k*k, C, 1, 1) and (C*k*k, hidden, 1, 1).
+    """
+    n, c, h, w = out
+    return {
+        "spatial": n * h * w * spatial[0] * c,
+        "squeeze": n * c * excite[1],
+        "excite": n * excite[0] * excite[1],
+        "dynamic_filter": n * h * w * excite[0],
+    }
+
+
+def _fused_shape(features: tuple[int, ...], stride: int) -> tuple[int, ...]:
+    return *features[:2], *((size - 1) // stride + 1 for size in features[2:])
+
+
+def _fused_forward_flops(*arguments: Any, **_: Any) -> int:
+    """Arguments as of `fused`, shapes in place of tensors."""
+    features, spatial, excite, stride = (arguments[i] for i in (0, 1, 5, 11))
+    return 2 * sum(_fused_macs(_fused_shape(features, stride), spatial, excite).values())
+
+
+def _fused_backward_flops(grad: tuple[int, ...], *arguments: Any, **_: Any) -> int:
+    """Each gradient as many as the output; those of both filters and of the hidden units are always needed.
+
+    That the filters are predicted anew is not counted: no other impl has to.
+    """
+    spatial, excite = arguments[1], arguments[5]
+    features, parameters = arguments[-2:]
+    times = {
+        "spatial": features + parameters,
+        "squeeze": features + parameters,
+        "excite": 1 + parameters,
+        "dynamic_filter": 2 + features,
+    }
+    return 2 * sum(times[kind] * macs for kind, macs in _fused_macs(grad, spatial, excite).items())
+
+
+def fvcore_handles() -> dict[str, Callable[[list[Any], list[Any]], Any]]:
     """What fvcore's FlopCountAnalysis needs to know the operator: `analysis.set_op_handle(**fvcore_handles())`.
 
     fvcore counts a multiply-accumulate as one.
@@ -335,4 +522,10 @@ def fvcore_handles() -> dict[str, Callable[[list[Any], list[Any]], int]]:
         features, channel_filter, spatial_filter = (tuple(value.type().sizes()) for value in inputs[:3])
         return _macs(features, channel_filter, spatial_filter)
 
-    return {"ddf::forward": forward}
+    def fused_forward(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        out, spatial, excite = (tuple(value.type().sizes()) for value in (outputs[0], inputs[1], inputs[5]))
+        macs = _fused_macs(out, spatial, excite)
+        dynamic = macs.pop("dynamic_filter")
+        return Counter({"conv": sum(macs.values()), "dynamic_filter": dynamic})
+
+    return {"ddf::forward": forward, "ddf::fused_forward": fused_forward}
