@@ -222,7 +222,7 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
                 progress.done(batch)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     directory.update_environment({**directory.environment, "finished": now})
-    return tell(load_run(path, samples=False), path)
+    return tell(load_run(path), path)
 
 
 def tell_step(line: str) -> None:
@@ -250,7 +250,7 @@ def tell(run: Run, path: Path) -> int:
 
     write([run], path, None)
     print(terminal_summary(run))
-    print(f"report: {path / 'report.md'}")
+    print(f"report: {path / 'report.html'}, {path / 'report.md'}")
     return FAILED if any(record.status in FAILURES for record in run.records) else OK
 
 
@@ -339,7 +339,8 @@ def report_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if len(options.run) > 1 and options.output is None:
         raise UsageError("--output: a folder is needed for the report of several runs")
-    runs = [load_run(Path(run), samples=False) for run in options.run]
+    samples = options.format is None or "html" in options.format
+    runs = [load_run(Path(run), samples) for run in options.run]
     target = Path(options.output or options.run[0])
     compared = [run for run in runs if "ab" in run.environment]
     if compared and len(runs) > 1:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
-from . import FAILURES, Metric, Record, Run
+from . import FAILURES, Run
 from .core.arrange import (
     PLACE_AXES,
     Arrangement,
@@ -17,7 +14,6 @@ from .core.arrange import (
     Series,
     axis_text,
     device_names,
-    place_text,
 )
 from .core.claims.judge import Judgement, judge, verdict_counts
 from .core.claims.poster import unclaimed
@@ -26,9 +22,22 @@ from .core.growth_told import FIT_HEADER, SLOPE_HEADER, fit_rows, slope_rows
 from .core.markup import code, escape, table
 from .core.overview import overview, served
 from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
+from .core.sections import (
+    COUNTERS,
+    LACKING,
+    caption,
+    differences,
+    environment,
+    lacking,
+    ours,
+    published,
+    run_command,
+    run_name,
+    untested,
+    warnings,
+)
 from .core.summary import answers, counts, sentences
-from .core.tables import metric_status
-from .core.units import Scale, bounds, common_scale, quantity, shown, with_bounds
+from .core.units import Scale, bounds, common_scale, shown, with_bounds
 
 NAME = "markdown"
 ORDER = 30
@@ -36,10 +45,6 @@ ORDER = 30
 #: Rows of one table in the report and in `tables/`; the CSV has all.
 _MOST_ROWS = 40
 _MOST_DETAILS = 1000
-#: Entries of run.json that are bytes.
-_BYTES = ("memory", "cache", "l2_cache", "L1", "L1d", "L1i", "L2", "L3")
-#: Characters of one such entry; `run.json` has all.
-_LONGEST = 160
 _FITS = """\
 Counted as the op runs and fitted in rational numbers: n pixels of one sample, c channels, k taps along a side; memory
 in bytes. The residual is the largest difference of a shape; 0 is exact.
@@ -54,7 +59,7 @@ _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
 
 def serialize(runs: list[Run]) -> dict[str, str | bytes]:
     arranged = Arrangement(runs)
-    captions = {suite: _caption(entries) for suite, entries in arranged.suites.items()}
+    captions = {suite: [f"{escape(said)}\n" for said in caption(entries)] for suite, entries in arranged.suites.items()}
     files: dict[str, str | bytes] = {"report.md": _report(arranged, captions)}
     for suite in arranged.suites:
         files[f"tables/{suite}.md"] = "\n".join([f"# {escape(suite)}\n", *captions[suite], *_tables(arranged, suite)])
@@ -65,7 +70,7 @@ def _report(arranged: Arrangement, captions: dict[str, list[str]]) -> str:
     runs = arranged.runs
     drawn, left_out = pictures(arranged)
     everything = [entry for entries in arranged.suites.values() for entry in entries]
-    parts = [f"# {escape('ddfbench: ' + ', '.join(_name(run) for run in runs))}\n"]
+    parts = [f"# {escape('ddfbench: ' + ', '.join(map(run_name, runs)))}\n"]
     judged = [(device, judge(run)) for run, device in zip(runs, device_names(runs), strict=True)]
     for run, (device, held) in zip(runs, judged, strict=True):
         parts += _answers(run, device, arranged if len(runs) == 1 else Arrangement([run]))
@@ -79,7 +84,7 @@ def _report(arranged: Arrangement, captions: dict[str, list[str]]) -> str:
         parts.append(f"{left_out} more combinations of axes are not drawn; their values are in the tables.\n")
     parts += _without_numbers("Failed", (e for e in everything if e.record.status in FAILURES))
     parts += _without_numbers("Not measured", (e for e in everything if e.record.status not in FAILURES))
-    parts += ["## How to reproduce\n", *(code(_command(run)) for run in runs)]
+    parts += ["## How to reproduce\n", *(code(run_command(run)) for run in runs)]
     return "\n".join(parts)
 
 
@@ -123,48 +128,20 @@ def _claims(judged: list[tuple[str, list[Judgement]]]) -> list[str]:
 
 
 def _held(judgement: Judgement) -> list[str]:
-    claim, finding = judgement.claim, judgement.finding
-    unit = "" if claim.unit == "1" else claim.unit
-    ours = with_bounds(Metric(claim.kind, "", finding.ours, finding.low, finding.high))
-    published, ours = (f"{text} {unit}".rstrip() if text else "" for text in (claim.published, ours))
-    return [claim.statement, published, ours, finding.verdict.replace("_", " "), judgement.why]
+    claim, verdict = judgement.claim, judgement.finding.verdict.replace("_", " ")
+    return [claim.statement, published(claim), ours(judgement), verdict, judgement.why]
 
 
 def _untested(held: list[Judgement]) -> list[str]:
     """How many claims of each kind have the same reason."""
-    found: dict[str, Counter[str]] = {}
-    for claim, finding in held:
-        found.setdefault(finding.reason, Counter())[f"{claim.source}, {claim.kind}"] += 1
-    rows = [
-        [sum(kinds.values()), reason, "; ".join(f"{kind} ({count})" for kind, count in kinds.items())]
-        for reason, kinds in found.items()
-    ]
+    rows = list(untested(held))
     return ["### Not testable by this run\n", table(["claims", "why", "of"], rows)] if rows else []
 
 
 def _environment(runs: list[Run]) -> list[str]:
     """What `run.json` says, a column a run, and its warnings."""
-    parts = ["## Environment\n"]
-    for run in runs:
-        parts += [f"- Warning: {escape(warning)}\n" for warning in run.environment.get("warnings") or []]
-    told = ("started", "finished", "device", "machine", "software", "project", "settings")
-    rows = [[key, *(_plain(run.environment.get(key)) for run in runs)] for key in told]
-    return [*parts, table(["", *map(_name, runs)], (row for row in rows if any(row[1:])))]
-
-
-def _plain(value: Any, key: str = "") -> str:
-    """A value of `run.json` in words."""
-    if isinstance(value, dict):
-        inner = ((name, _plain(item, name)) for name, item in value.items())
-        return ", ".join(
-            f"{name} ({text})" if isinstance(value[name], dict) else f"{name} {text}" for name, text in inner if text
-        )
-    if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value)
-    if value is None or isinstance(value, bool):
-        return "" if value is None else "yes" if value else "no"
-    text = quantity(key, "B", value) if key in _BYTES and isinstance(value, int) else str(value)
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+    said = [f"- Warning: {escape(warning)}\n" for run in runs for warning in warnings(run)]
+    return ["## Environment\n", *said, table(["", *map(run_name, runs)], environment(runs))]
 
 
 def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[str]:
@@ -197,39 +174,6 @@ def _growth(runs: list[Run]) -> list[str]:
     if drawn_growths(runs):
         parts.append(f"[![measured and claimed slopes]({GROWTH_PATH}.png)]({GROWTH_PATH}.svg)\n")
     return parts
-
-
-def _caption(entries: list[Entry]) -> list[str]:
-    """What all cases of a suite have in common: axes, and settings as far as they take few values."""
-    places = {entry.place for entry in entries}
-    common = [axis for axis in PLACE_AXES if len({place[_INDEX[axis]] for place in places}) == 1]
-    text = place_text(entries[0].place, common)
-    parts = [f"All cases: {escape(text)}.\n"] if text else []
-    taken = _settings(entry.record for entry in entries)
-    parts += [f"Settings: {escape(taken)}.\n"] if taken else []
-    if any(metric.unit == "MAC" for entry in entries for metric in entry.record.metrics):
-        parts.append("One MAC is one multiply-accumulate; many papers call it a FLOP.\n")
-    return parts
-
-
-def _settings(records: Iterable[Record]) -> str:
-    """`threads 2; fits_cache yes (12), no (4)`; what stopped the sampling is counted by process."""
-    seen: dict[str, Counter[Any]] = {}
-    for record in records:
-        for key, value in record.settings.items():
-            if isinstance(value, str | int | float):
-                seen.setdefault(key, Counter())[value] += 1
-            elif key == "stopped" and isinstance(value, dict):
-                for metric, reasons in value.items():
-                    seen.setdefault(f"{metric} stopped by", Counter()).update(map(str, reasons))
-    told = []
-    for key, values in seen.items():
-        if len(values) == 1:
-            told.append(f"{key} {_plain(next(iter(values)))}")
-        elif len(values) <= 4:
-            ordered = sorted((_plain(value), count) for value, count in values.items())
-            told.append(f"{key} " + ", ".join(f"{value} ({count})" for value, count in ordered))
-    return "; ".join(told)
 
 
 def _pivot_table(content: Pivot, most_rows: int) -> str:
@@ -281,65 +225,16 @@ def _details(entries: list[Entry]) -> str:
 
 
 def _differences(entries: list[Entry]) -> list[str]:
-    """Where two counters disagree and why, each kind once with the largest count."""
-    largest: dict[tuple[str, ...], tuple[float, Entry]] = {}
-    for entry in entries:
-        for item in entry.record.settings.get("differences") or []:
-            key = (entry.series.op, *(str(item.get(name, "")) for name in ("counter", "kind", "reason")))
-            macs = item.get("macs") or 0
-            if key not in largest or abs(macs) > abs(largest[key][0]):
-                largest[key] = (macs, entry)
-    if not largest:
-        return []
-    rows = [
-        [op, counter, kind, quantity("macs", "MAC", macs), place_text(entry.place, ["resolution"]), reason]
-        for (op, counter, kind, reason), (macs, entry) in largest.items()
-    ]
-    header = ["op", "counter", "kind", "difference", "at most at", "reason"]
-    return ["### Differences between the counters\n", table(header, rows)]
+    """Where two counters disagree and why."""
+    rows = differences(entries)
+    return ["### Differences between the counters\n", table(COUNTERS, rows)] if rows else []
 
 
 def _without_numbers(title: str, entries: Iterable[Entry]) -> list[str]:
-    """Cases and single metrics that gave no number, with reasons; those alike share a row."""
-    found: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in entries:
-        record = entry.record
-        lacking = [("all", record.status, record.reason)] if record.status != "ok" else []
-        lacking += [(m.name, *metric_status(record, m)) for m in record.metrics if m.status not in (None, "ok")]
-        for metric, status, reason in lacking:
-            found.setdefault((record.suite, metric, status.replace("_", " "), reason), []).append(entry)
-    if not found:
-        return []
-    rows = [
-        [
-            suite,
-            _several(e.series.label for e in alike),
-            _several(place_text(e.place) for e in alike),
-            metric,
-            status,
-            reason,
-        ]
-        for (suite, metric, status, reason), alike in found.items()
-    ]
-    header = ["suite", "op/impl", "where", "metric", "status", "reason"]
-    return [f"## {title}\n", table(header, rows[:_MOST_ROWS]) + _more(len(rows) - _MOST_ROWS)]
+    """Cases and single metrics that gave no number, with reasons."""
+    rows = lacking(entries)
+    return [f"## {title}\n", table(LACKING, rows[:_MOST_ROWS]) + _more(len(rows) - _MOST_ROWS)] if rows else []
 
 
 def _more(left_out: int) -> str:
     return f"\nand {left_out} more rows, see the files in tables/\n" if left_out > 0 else ""
-
-
-def _several(texts: Iterable[str]) -> str:
-    """The different ones; of many the first three and their number."""
-    different = list(dict.fromkeys(texts))
-    if len(different) <= 4:
-        return "; ".join(different)
-    return f"{'; '.join(different[:3])}; and {len(different) - 3} more"
-
-
-def _name(run: Run) -> str:
-    return str(run.environment.get("run") or run.path.name)
-
-
-def _command(run: Run) -> str:
-    return shlex.join(["python", *map(str, run.environment.get("argv") or ["runner.py"])])

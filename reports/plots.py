@@ -12,8 +12,9 @@ import textwrap
 from typing import TYPE_CHECKING, Any, cast
 
 from . import Metric, Run
-from .core.arrange import BASELINES, OPS, Arrangement, Series, number
+from .core.arrange import BASELINES, Arrangement, Series, number
 from .core.growth import VARIABLES, Growth
+from .core.palette import Style, impl_styles, op_colors
 from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
 from .core.units import quantity, round_quantity
 
@@ -24,20 +25,6 @@ if TYPE_CHECKING:
 NAME = "plots"
 ORDER = 20
 
-_OP_COLORS = dict(zip(OPS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7"), strict=True))
-_MORE_COLORS = ("#000000", "#882255", "#999933", "#332288", "#777777")
-_IMPL_STYLES = {
-    "torch": ("o", "-"),
-    "native": ("s", "-"),
-    "composite": ("v", "--"),
-    "compiled": ("^", "-."),
-    "paper": ("D", ":"),
-    "fused": ("P", "-"),
-    "cudnn": ("X", "-"),
-    "aten": ("d", "--"),
-    "triton": ("<", "-."),
-}
-_MORE_STYLES = ((">", "-"), ("p", "--"), ("h", "-."), ("*", ":"))
 _X_LABELS = {"resolution": "resolution: height = width, pixels", "kernel_size": "taps along one side of the filter"}
 _GREY = "#555555"
 _STYLE: Any = {
@@ -55,14 +42,7 @@ def serialize(runs: list[Run]) -> dict[str, str | bytes]:
     import matplotlib
 
     drawn, _ = pictures(Arrangement(runs))
-    ops = sorted({record.op for run in runs for record in run.records} - set(OPS))
-    impls = sorted({record.impl for run in runs for record in run.records} - set(_IMPL_STYLES))
-    colors = {**_OP_COLORS, **{op: _MORE_COLORS[i % len(_MORE_COLORS)] for i, op in enumerate(ops)}}
-    styles = {
-        **_IMPL_STYLES,
-        **{impl: _MORE_STYLES[i % len(_MORE_STYLES)] for i, impl in enumerate(impls)},
-        "": ("o", "-"),
-    }
+    colors, styles = op_colors(runs), impl_styles(runs)
     files: dict[str, str | bytes] = {}
     with matplotlib.rc_context(_STYLE):
         for picture in drawn:
@@ -118,7 +98,7 @@ def _draw_slopes(axes: Axes, panel: list[Growth], ops: list[str], colors: dict[s
     axes.grid(True, axis="x", color="#DDDDDD", linewidth=0.7)
 
 
-def _draw(picture: Picture, colors: dict[str, str], styles: dict[str, tuple[str, str]]) -> Figure:
+def _draw(picture: Picture, colors: dict[str, str], styles: dict[str, Style]) -> Figure:
     """One figure; sizes are in inches, so that text keeps its size whatever the number of lines."""
     from matplotlib.figure import Figure
 
@@ -142,9 +122,7 @@ def _draw(picture: Picture, colors: dict[str, str], styles: dict[str, tuple[str,
     return figure
 
 
-def _draw_lines(
-    axes: Axes, picture: Picture, colors: dict[str, str], styles: dict[str, tuple[str, str]], gap: float
-) -> None:
+def _draw_lines(axes: Axes, picture: Picture, colors: dict[str, str], styles: dict[str, Style], gap: float) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     for series in picture.series:

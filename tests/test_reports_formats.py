@@ -54,7 +54,7 @@ def rows_of(name: str, *runs: Run) -> list[dict[str, str]]:
 
 
 def test_formats_are_found_in_their_order() -> None:
-    assert list(formats()) == ["csv", "claims", "plots", "markdown"]
+    assert list(formats()) == ["csv", "claims", "plots", "markdown", "html"]
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .. import Metric, Run
+from .. import Metric, Record, Run
 from .arrange import OPS, PLACE_AXES, Arrangement, Pivot, Place, Series, View, axis_text, place_text
 from .growth import Growth, growths
 
@@ -32,6 +32,7 @@ class Picture:
         lines: by series, the points (x, metric) in rising order; a bar has its only point at 0.
         missing: series that have fewer points, and why, in words.
         by_formula: points of the closed form, where nothing was measured.
+        records: whose each point of `lines` is.
     """
 
     suite: str
@@ -45,6 +46,7 @@ class Picture:
     lines: dict[Series, list[tuple[float, Metric]]]
     missing: list[str]
     by_formula: dict[Series, list[tuple[float, Metric]]]
+    records: dict[Series, list[Record]]
 
     @property
     def series(self) -> list[Series]:
@@ -71,15 +73,16 @@ def pictures(arranged: Arrangement) -> tuple[list[Picture], int]:
 
     Each view has its fullest one; there are second ones only up to `MOST_PICTURES` in all.
     """
-    found = []
-    for suite in arranged.suites:
-        for view in arranged.views(suite):
-            if view.drawn:
-                panels = sorted(_panels(arranged.runs, view, arranged.pivot(view)), key=lambda p: -p.points)
-                found += list(enumerate(panels))
+    by_view = [panels(arranged, view) for suite in arranged.suites for view in arranged.views(suite) if view.drawn]
+    found = [numbered for pictures in by_view for numbered in enumerate(pictures)]
     ordered = [picture for _, picture in sorted(found, key=lambda f: f[0])]
     drawn = max(MOST_PICTURES, sum(place == 0 for place, _ in found))
     return ordered[:drawn], len(ordered[drawn:])
+
+
+def panels(arranged: Arrangement, view: View) -> list[Picture]:
+    """All pictures of a view, the fullest first."""
+    return sorted(_panels(arranged.runs, view, arranged.pivot(view)), key=lambda picture: -picture.points)
 
 
 def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
@@ -93,8 +96,8 @@ def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
     device = str((runs[0].environment.get("device") or {}).get("name") or "") if len(runs) == 1 else ""
     found = []
     for common, group in groups.items():
-        lines, ticks = _lines(table, group, x_axis, _drawable)
-        by_formula, more = _lines(table, group, x_axis, _formula) if x_axis else ({}, {})
+        lines, ticks, records = _lines(table, group, x_axis, _drawable)
+        by_formula, more, _ = _lines(table, group, x_axis, _formula) if x_axis else ({}, {}, {})
         found.append(
             Picture(
                 suite=view.suite,
@@ -108,6 +111,7 @@ def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
                 lines=lines,
                 missing=_missing(table, group, x_axis),
                 by_formula=by_formula,
+                records=records,
             )
         )
     return [picture for picture in found if picture.points]
@@ -118,17 +122,20 @@ def _lines(
     group: list[Place],
     x_axis: str | None,
     point: Callable[[Pivot, Place, Series], Metric | None],
-) -> tuple[dict[Series, list[tuple[float, Metric]]], dict[float, str]]:
+) -> tuple[dict[Series, list[tuple[float, Metric]]], dict[float, str], dict[Series, list[Record]]]:
+    """Points by series, what their places are called, and whose they are."""
     lines: dict[Series, list[tuple[float, Metric]]] = {}
     ticks: dict[float, str] = {}
+    records: dict[Series, list[Record]] = {}
     for series in table.columns:
         for place in group:
             metric = point(table, place, series)
             if metric and (x_axis is None or place[_INDEX[x_axis]] is not None):
                 x, label = _tick(place, x_axis)
                 lines.setdefault(series, []).append((x, metric))
+                records.setdefault(series, []).append(table.rows[place][series].record)
                 ticks[x] = label
-    return lines, ticks
+    return lines, ticks, records
 
 
 def _drawable(table: Pivot, place: Place, series: Series) -> Metric | None:

@@ -128,7 +128,7 @@ def load_run(path: Path, samples: bool = True) -> Run:
     """Reads a run. A half-written last record is left out, which the run's warnings then say.
 
     Args:
-        samples: whether to read them too. They are nearly all of the file, and no table, plot or report needs them.
+        samples: whether to read them too. They are nearly all of the file, and only `report.html` needs them.
 
     Raises:
         RunError: if there is no such run, a file is corrupt (named, with the line), or a newer version wrote it.

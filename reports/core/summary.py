@@ -33,13 +33,7 @@ class Cost:
 
     @property
     def roof(self) -> str:
-        """`86 % of the copy roof`, where it was measured."""
-        fraction = self.record.metric("roof_fraction")
-        if fraction is None or fraction.value is None:
-            return ""
-        kind = self.record.settings.get("roof")
-        name = f"{str(kind).rpartition(':')[2]} " if kind else ""
-        return f"{quantity(fraction.name, fraction.unit, fraction.value)} of the {name}roof"
+        return roof(self.record)
 
 
 @dataclass
@@ -78,6 +72,16 @@ def sentences(answer: Answer) -> Iterator[tuple[str, str]]:
         yield cost.series.label, ", ".join(filter(None, (told, " and ".join(ratios), cost.roof)))
     for series, record in answer.absent:
         yield series.label, ": ".join(filter(None, (_status(record), record.reason)))
+
+
+def roof(record: Record) -> str:
+    """`86 % of the copy roof`, where it was measured."""
+    fraction = record.metric("roof_fraction")
+    if fraction is None or fraction.value is None:
+        return ""
+    kind = record.settings.get("roof")
+    name = f"{str(kind).rpartition(':')[2]} " if kind else ""
+    return f"{quantity(fraction.name, fraction.unit, fraction.value)} of the {name}roof"
 
 
 def failures(run: Run) -> list[Record]:
