@@ -180,8 +180,8 @@ class Costs:
         memory: bytes that must be held at the same time, by part; `filters` is what the generated filters take, absent
             where none are generated.
         left_out: arithmetic that some count as multiply-accumulates and `macs` leaves out, by kind:
-            `attention_products` (of queries, keys and values), `mixing` (of filters from learned ones),
-            `normalisation` (two for each element).
+            `attention_products` (of queries, keys and values), `mixing` (of filters from learned ones), `similarities`
+            (of guides), `interpolation` (of what is read between pixels), `normalisation` (two for each element).
     """
 
     params: Mapping[str, int]

@@ -775,7 +775,7 @@ def _standardised(filters: Tensor, absolute: bool) -> Tensor:
 
 @DDFOp.impl("native", library="ddf", kernels=tuple(f"kernel {kernel}" for kernel in kernels()))
 def _(inputs: Inputs, point: Point) -> Closure:
-    _need_native(inputs, point)
+    need_native(inputs, point)
     kernel = str(point.extra.get("kernel", "auto"))
     return _closure(ddf, inputs, point) if kernel == "auto" else _by_kernel(kernel, inputs, point)
 
@@ -856,7 +856,7 @@ def _(inputs: Inputs, point: Point) -> Closure:
 
 @DDFModule.impl("native", library="ddf")
 def _(inputs: Inputs, point: Point) -> Closure:
-    _need_native(inputs, point)
+    need_native(inputs, point)
     features, pack = inputs["features"], cast(DDFPack, inputs.module)
     return lambda: pack(features)
 
@@ -901,7 +901,7 @@ def _need_published(inputs: Inputs, point: Point) -> None:
         raise Skip(f"published kernels: {reason}")
 
 
-def _need_native(inputs: Inputs, point: Point) -> None:
+def need_native(inputs: Inputs, point: Point) -> None:
     """Without it `ddf` would fall back to plain PyTorch.
 
     Raises:

@@ -52,6 +52,8 @@ LEFT_OUT = {
     "attention_products": "the products of attention are not counted",
     "mixing": "the mixing of filters is not counted",
     "normalisation": "normalisation is not counted",
+    "similarities": "the comparison of guides is not counted",
+    "interpolation": "interpolation is not counted",
 }
 
 
@@ -193,6 +195,8 @@ def reason_for(kind: str, differences: Mapping[str, int], counted: int, unseen: 
     """Why a counter differs from the closed form; empty if nothing explains it."""
     if kind in ("conv", "linear") and differences.get("conv", 0) == -differences.get("linear", 0):
         return "a 1x1 convolution done as a matrix product"
+    if kind in ("conv", "dynamic_filter") and differences.get("conv", 0) == -differences.get("dynamic_filter", 0):
+        return "a convolution with filters of each sample's own, counted as what computes it"
     products = {name: unseen[name] for name in ("mul", "mul_", "addcmul", "addcmul_") if name in unseen}
     if kind == "dynamic_filter" and not counted and sum(products.values()) >= taps:
         listed = ", ".join(f"{count} x {name}" for name, count in products.items())

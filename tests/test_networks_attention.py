@@ -242,7 +242,7 @@ def test_resnext() -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_involution(kernel_size: int, stride: int) -> None:
     at = replace(AT, stride=stride, height=6, width=4)
-    module = involution.Involution(at, kernel_size)
+    module = involution.Involution(32, kernel_size, stride)
 
     def formula(x: Array) -> Array:
         read = x.reshape(2, 32, 6 // stride, stride, 4 // stride, stride).mean((3, 5))
@@ -262,7 +262,7 @@ def test_involution(kernel_size: int, stride: int) -> None:
 
 def test_involution_of_an_odd_size_has_the_size_of_a_convolution() -> None:
     at = replace(AT, stride=2, height=7, width=5)
-    assert involution.Involution(at)(drawn(at).float()).shape[2:] == (4, 3)
+    assert involution.Involution(32, stride=2)(drawn(at).float()).shape[2:] == (4, 3)
 
 
 @pytest.mark.parametrize("combine", ["mul", "add"])

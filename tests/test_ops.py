@@ -23,6 +23,8 @@ FILES = [path for path in ops.op_files() if path.stem != "networks"]
 OPS: dict[str, Op] = {name: op for path in FILES for name, op in ops.load(path).items()}
 IMPLS = [(op, impl) for op in OPS.values() for impl in op.impls.values()]
 NAMES = ["conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"]
+#: Their closed forms have tests of their own.
+NEIGHBOURS = ["involution", "dw_weightnet", "condconv", "odconv", "pac", "local_attention", "dcnv4"]
 
 #: Allowed error relative to the magnitude, in roundings of the dtype; half precision rounds little but the result.
 ROUNDINGS = {"float64": 64, "float32": 64, "float16": 4, "bfloat16": 4}
@@ -48,8 +50,8 @@ def error(op: Op, inputs: Inputs, point: Point, result: torch.Tensor) -> float:
 # ---------------------------------------------------------------------------------------------------------- discovery
 
 
-def test_six_operators_are_found() -> None:
-    assert set(NAMES) <= set(OPS)
+def test_the_operators_are_found() -> None:
+    assert set(NAMES + NEIGHBOURS) == set(OPS)
     assert {name for name, op in OPS.items() if op.combines} >= {"ddf_op", "ddf"}
     assert {"composite", "compiled"} <= set(OPS["ddf_op"].impls)
     assert {"composite", "compiled"} <= set(OPS["ddf"].impls)
@@ -65,7 +67,7 @@ def test_vocabulary_does_not_import_torch() -> None:
 # ------------------------------------------------------------------------------------------------------ seeded inputs
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + NEIGHBOURS)
 def test_inputs_are_the_same_for_one_seed_in_every_layout(name: str) -> None:
     point = Point(batch=2, channels=4, height=5, width=6)
     first, again = build(OPS[name], point), build(OPS[name], point)
@@ -78,7 +80,7 @@ def test_inputs_are_the_same_for_one_seed_in_every_layout(name: str) -> None:
     assert other["features"].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + NEIGHBOURS)
 @pytest.mark.parametrize("direction", ["forward", "forward_backward"])
 def test_gradients_are_asked_for_only_where_the_direction_needs_them(name: str, direction: str) -> None:
     inputs = build(OPS[name], Point(batch=1, channels=4, height=3, width=3, direction=direction, dtype="float16"))
@@ -89,7 +91,7 @@ def test_gradients_are_asked_for_only_where_the_direction_needs_them(name: str, 
     assert inputs.module is None or not inputs.module.training
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + NEIGHBOURS)
 def test_outputs_are_of_unit_order(name: str) -> None:
     """Inputs that make half precision overflow or vanish would test nothing."""
     point = Point(batch=2, channels=16, height=14, width=14)
@@ -120,8 +122,13 @@ def test_magnitude_is_the_definition_of_absolute_values(name: str, combine: str)
 
 
 @pytest.mark.parametrize("dtype", ROUNDINGS)
-@pytest.mark.parametrize("combine", ["mul", "add"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "combine"),
+    [
+        *itertools.product(NAMES, ["mul", "add"]),
+        *((name, "mul") for name in NEIGHBOURS if name != "local_attention"),  # whose neighbours are in no order
+    ],
+)
 def test_magnitude_shows_a_wrong_tap(name: str, combine: str, dtype: str) -> None:
     """The outputs of a mirrored image, mirrored back, are those of mirrored taps: far beyond the allowed error."""
     point = Point(batch=2, channels=16, height=7, width=7, combine=combine, dtype=dtype)
@@ -146,6 +153,8 @@ POINTS = [
 
 #: Impls that are skipped on the CPU.
 ON_CUDA_ALONE = {"dwconv/cudnn", "dwconv/aten", "ddf_op/paper", "ddf/paper"}
+#: Impls that need a further library.
+OPTIONAL = {"local_attention/natten", "dcnv4/torchvision", "dcnv4/mmcv"}
 
 
 def quick_impls() -> list[object]:
@@ -153,7 +162,7 @@ def quick_impls() -> list[object]:
     return [
         pytest.param(op, impl, id=f"{op.name}/{impl.name}")
         for op, impl in IMPLS
-        if not impl.slow_start and f"{op.name}/{impl.name}" not in ON_CUDA_ALONE
+        if not impl.slow_start and f"{op.name}/{impl.name}" not in ON_CUDA_ALONE | OPTIONAL
     ]
 
 
@@ -185,7 +194,7 @@ def test_impl_gives_the_reference(op: Op, impl: ops.Impl, dtype: str, layout: st
             try:
                 result = impl.prepare(inputs, point)()
             except Skip:
-                assert impl.name == "paper"  # which test_paper.py holds to its limits
+                assert impl.name == "paper" or f"{op.name}/{impl.name}" in OPTIONAL  # held to their limits elsewhere
                 continue
         assert result.dtype == inputs["features"].dtype
         assert error(op, inputs, point, result) <= ROUNDINGS[dtype]

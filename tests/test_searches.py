@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ddf_package import by_loops, operands
 from test_native import DTYPES, LAYOUTS, Case
-from test_ops import NAMES, OPS, build
+from test_ops import NAMES, NEIGHBOURS, OPS, build
 
 from ops import Point
 from ops.core import native
@@ -104,7 +104,7 @@ def points(draw: st.DrawFn, name: str) -> Point:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + NEIGHBOURS)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_reference_is_the_definition(name: str, data: st.DataObject) -> None:

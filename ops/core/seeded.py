@@ -33,8 +33,10 @@ def normal(shape: Sequence[int], point: Point, generator: torch.Generator, std: 
 
 def placed(module: Module, point: Point, device: torch.device) -> Module:
     """The module in eval mode on that device, its parameters in the dtype and layout of the point."""
-    # nn.Module.to takes a memory_format, which its annotations omit
-    cast(Any, module).to(device=device, dtype=dtype_of(point), memory_format=memory_format_of(point))
+    module.to(device=device, dtype=dtype_of(point))
+    for parameter in module.parameters():
+        if parameter.dim() == 4:  # nn.Module.to refuses a layout for all that have five dimensions
+            parameter.data = parameter.data.contiguous(memory_format=memory_format_of(point))
     return module.eval().requires_grad_(point.backward)
 
 
@@ -49,6 +51,36 @@ def empty_convolution(make: Callable[[], nn.Conv2d], point: Point, device: torch
     for name, parameter in conv.named_parameters():
         setattr(conv, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype_of(point), device=device)))
     return placed(conv, point, device)
+
+
+def clear(module: nn.Module, device: torch.device) -> None:
+    """Gives a module that was built at the device `meta` parameters on another, all 0."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(torch.zeros_like(parameter, device=device)))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, torch.zeros_like(buffer, device=device))
+
+
+def drawn(make: Callable[[], Module], point: Point, device: torch.device, generator: torch.Generator) -> Module:
+    """The layer that `make` constructs, `placed`, its parameters drawn, so that what it predicts is of unit order.
+
+    A module with parameters of its own draws them in a method `draw(generator)`.
+    """
+    with torch.device("meta"):
+        layer = make()
+    clear(layer, device)
+    with torch.no_grad():
+        for part in layer.modules():
+            if hasattr(part, "draw"):
+                cast(Any, part).draw(generator)
+            elif isinstance(part, nn.Conv2d | nn.Linear):
+                fill_convolution(part, generator)
+            elif isinstance(part, nn.modules.batchnorm._BatchNorm):
+                for tensor, mean in ((part.weight, 1), (part.bias, 0), (part.running_mean, 0)):
+                    cast(Tensor, tensor).normal_(mean, 0.1, generator=generator)
+                cast(Tensor, part.running_var).fill_(1)
+    return placed(layer, point, device)
 
 
 @torch.no_grad()

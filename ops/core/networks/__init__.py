@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from .resnet import BACKBONES, CLASSES, VARIANTS, ResNet, Variant, build, clear, count_macs, draw, with_plain_operators
+from ..seeded import clear
+from .resnet import BACKBONES, CLASSES, VARIANTS, ResNet, Variant, build, count_macs, draw, with_plain_operators
 
 __all__ = [
     "BACKBONES",

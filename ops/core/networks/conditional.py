@@ -76,6 +76,14 @@ class Conditional(nn.Module):
         if "weight" in self._parameters:
             self.weight.normal_(0, self.weight[0, 0].numel() ** -0.5, generator=generator)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, Ho, Wo)."""
+        return self.convolve(x, self.filters(x))
+
+    def filters(self, x: Tensor) -> Tensor:
+        """The filter of each sample, (N, *shape)."""
+        raise NotImplementedError
+
     def convolve(self, x: Tensor, filters: Tensor) -> Tensor:
         """Applies the filter of each sample, (N, *shape)."""
         return convolve_samples(x, filters, self.stride, self.dilation, self.groups)
@@ -110,10 +118,9 @@ class CondConv(Conditional):
         super().__init__(in_channels, out_channels, kernel_size, stride, dilation, groups, filters=experts)
         self.routing = nn.Linear(in_channels, experts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, Ho, Wo)."""
+    def filters(self, x: Tensor) -> Tensor:
         routing = self.routing(x.mean((2, 3))).sigmoid()
-        return self.convolve(x, (routing @ self.weight.flatten(1)).unflatten(1, self.shape))
+        return (routing @ self.weight.flatten(1)).unflatten(1, self.shape)
 
 
 class DwWeightNet(Conditional):
@@ -133,10 +140,9 @@ class DwWeightNet(Conditional):
         self.expand = nn.Linear(squeezed, out_channels)
         self.generate = nn.Conv2d(out_channels, out_channels * kernel_size**2, 1, groups=out_channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, Ho, Wo)."""
+    def filters(self, x: Tensor) -> Tensor:
         activation = self.expand(self.squeeze(x.mean((2, 3)))).sigmoid()
-        return self.convolve(x, self.generate(activation[:, :, None, None]).view(-1, *self.shape))
+        return self.generate(activation[:, :, None, None]).view(-1, *self.shape)
 
 
 class Coefficients(nn.Module):
@@ -254,18 +260,29 @@ class ODConv(Conditional):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, Ho, Wo)."""
-        hidden = F.relu(self.norm(self.squeeze(x.mean((2, 3)))))
+        hidden = self.hidden(x)
+        out = self.convolve(x * self.over_inputs(hidden).sigmoid()[:, :, None, None], self.mixed(hidden))
+        if self.over_outputs is not None:
+            out = out * self.over_outputs(hidden).sigmoid()[:, :, None, None]
+        return out
+
+    def filters(self, x: Tensor) -> Tensor:
+        """Without the attentions over channels, which scale what is read and written instead."""
+        return self.mixed(self.hidden(x))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What all attentions are predicted from."""
+        return F.relu(self.norm(self.squeeze(x.mean((2, 3)))))
+
+    def mixed(self, hidden: Tensor) -> Tensor:
         filters: Tensor = self.weight
         if self.over_kernels is None:
-            filters = filters.expand(len(x), *self.shape)
+            filters = filters.expand(len(hidden), *self.shape)
         else:
             filters = (self.over_kernels(hidden).softmax(1) @ filters.flatten(1)).unflatten(1, self.shape)
         if self.over_taps is not None:
             filters = filters * self.over_taps(hidden).sigmoid().view(-1, 1, 1, *self.shape[2:])
-        out = self.convolve(x * self.over_inputs(hidden).sigmoid()[:, :, None, None], filters)
-        if self.over_outputs is not None:
-            out = out * self.over_outputs(hidden).sigmoid()[:, :, None, None]
-        return out
+        return filters
 
 
 # ---------------------------------------------------------------------------------------------------------- networks

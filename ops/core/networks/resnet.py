@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..seeded import fill_convolution
+from ..seeded import clear, fill_convolution
 
 CLASSES = 1000
 
@@ -308,15 +308,6 @@ def with_plain_operators(network: N) -> N:
 
 
 # ---------------------------------------------------------------------------------------------------- seeded networks
-
-
-def clear(network: nn.Module, device: torch.device) -> None:
-    """Gives a network that was built at the device `meta` parameters on another, all 0."""
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.zeros_like(parameter, device=device)))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, torch.zeros_like(buffer, device=device))
 
 
 @torch.no_grad()
