@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import Axis, Closure, Costs, Inputs, Op, Point
+from .core import native
 from .core.closed_forms import held
 from .core.networks import conditional as layers
 from .core.seeded import drawn, normal
@@ -83,6 +85,9 @@ class DwWeightNet(_Conditional):
     """The per-sample depthwise convolution of WeightNet (Ma et al., ECCV 2020)."""
 
     name, title = "dw_weightnet", "DwWeightNet"
+
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+        return native.fvcore_handles()
 
     def layer(self, point: Point) -> layers.Conditional:
         return layers.DwWeightNet(point.channels, point.channels, point.kernel_size, point.stride, point.dilation)

@@ -47,7 +47,9 @@ class Dcnv4(Op):
         return self._sum_terms(inputs["features"].abs(), inputs["offsets"], inputs["weights"].abs(), point)
 
     def _sum_terms(self, features: Tensor, offsets: Tensor, weights: Tensor, point: Point) -> Tensor:
-        """Interpolated by tents, 1 - |distance|, over an image with a border of zeros."""
+        """Interpolated by tents, 1 - |distance|, over an image with a border of zeros; at a whole place the derivative
+        is that towards higher ones.
+        """
         group = gcd(GROUP, point.channels)
         images = F.pad(features.reshape(-1, group, point.height, point.width), (1, 1, 1, 1)).permute(0, 2, 3, 1)
         by_tap = offsets.reshape(len(images), point.taps, 2, point.out_height, point.out_width)
@@ -55,9 +57,10 @@ class Dcnv4(Op):
         image = torch.arange(len(images), device=features.device)[:, None, None]
         out = torch.zeros((), dtype=features.dtype, device=features.device)
         for j, (rows, columns) in enumerate(_places(point, features.device)):
-            for corner in range(4):
-                y, x = (by_tap[:, j, i].detach().floor() + (corner >> i & 1) for i in (0, 1))
-                tents = (1 - (by_tap[:, j, 0] - y).abs()) * (1 - (by_tap[:, j, 1] - x).abs())
+            for below, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                y, x = by_tap[:, j, 0].detach().floor() + below, by_tap[:, j, 1].detach().floor() + right
+                down, across = by_tap[:, j, 0] - y, by_tap[:, j, 1] - x
+                tents = (1 + down if below else 1 - down) * (1 + across if right else 1 - across)
                 at_y = (y.long() + rows).clamp(-1, point.height) + 1
                 at_x = (x.long() + columns).clamp(-1, point.width) + 1
                 out = out + (of_tap[:, j] * tents)[..., None] * images[image, at_y, at_x]
@@ -106,7 +109,7 @@ def _(inputs: Inputs, point: Point) -> Closure:
             yield index.clamp(0, length - 1), weight * ((index >= 0) & (index < length))
 
     def dcnv4() -> Tensor:
-        flat = features.reshape(images, group, h * w)
+        flat = features.reshape(images, group, h * w).to(accumulator)
         by_tap = offsets.reshape(images, taps, 2, *size).to(accumulator)
         weight_of = weights.reshape(images, taps, *size).to(accumulator)
         whole = by_tap.detach().floor()

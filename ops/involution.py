@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from math import gcd
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import Closure, Costs, Inputs, Op, Point
+from .core import native
 from .core.closed_forms import held
 from .core.networks import involution as layers
 from .core.seeded import drawn, normal
@@ -22,6 +24,9 @@ class Involution(Op):
 
     name, title = "involution", "Involution"
     roof = "matmul"
+
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+        return native.fvcore_handles()
 
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
         sizes = point.channels, point.kernel_size, point.stride, point.dilation

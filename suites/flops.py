@@ -198,7 +198,8 @@ def reason_for(kind: str, differences: Mapping[str, int], counted: int, unseen: 
     if kind in ("conv", "dynamic_filter") and differences.get("conv", 0) == -differences.get("dynamic_filter", 0):
         return "a convolution with filters of each sample's own, counted as what computes it"
     products = {name: unseen[name] for name in ("mul", "mul_", "addcmul", "addcmul_") if name in unseen}
-    if kind == "dynamic_filter" and not counted and sum(products.values()) >= taps:
+    unfolded = products and {"im2col", "sum"} <= set(unseen)  # all taps in one product
+    if kind == "dynamic_filter" and not counted and (unfolded or sum(products.values()) >= taps):
         listed = ", ".join(f"{count} x {name}" for name, count in products.items())
         return f"the filter is applied by elementwise operators, which this counter does not count ({listed})"
     return ""

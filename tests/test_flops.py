@@ -39,6 +39,20 @@ def test_what_no_elementwise_operator_explains_is_unexplained() -> None:
     assert found["reason"] == ""
 
 
+def test_one_product_of_all_that_was_unfolded_explains_a_dynamic_filter() -> None:
+    unseen = {"im2col": 1, "mul": 1, "sum": 1}
+    assert "1 x mul" in itemise("macs_torch", {"dynamic_filter": 10}, {}, unseen, 9)[0]["reason"]
+    for name in unseen:
+        rest = {key: count for key, count in unseen.items() if key != name}
+        assert itemise("macs_torch", {"dynamic_filter": 10}, {}, rest, 9)[0]["reason"] == ""
+
+
+def test_a_convolution_with_filters_of_its_own_may_be_either() -> None:
+    found = itemise("macs_torch", {"conv": 10, "linear": 1}, {"addmm": 1, "forward": 10}, {}, 9)
+    assert {(d["kind"], d["macs"]) for d in found} == {("conv", -10), ("dynamic_filter", 10)}
+    assert all(d["reason"].startswith("a convolution with filters of each sample's own") for d in found)
+
+
 def test_fewer_products_than_taps_explain_nothing() -> None:
     (found,) = itemise("macs_torch", {"dynamic_filter": 10}, {}, {"mul": 8}, 9)
     assert found["reason"] == ""
