@@ -36,6 +36,7 @@ further commands, each with its own --help:
   runner.py report RUN [RUN ...]            render records again, several runs side by side
   runner.py compare BASE NEW                a verdict for each metric of each case of two runs, and an exit code
   runner.py ab [REV [REV]]                  two revisions of ops/ and csrc/, measured in one run
+  runner.py history add|show|rebuild        runs over commits: a metric of each case, and where it moved
   runner.py calibrate                       what this machine can detect
   runner.py doctor                          whether this machine is fit to measure
 
@@ -89,6 +90,8 @@ class RunStopped(Exception):
 
 
 def run_parser() -> Parser:
+    from reports.core.records import INDEX
+
     parser = Parser(
         prog="runner.py",
         description="Measures content-adaptive convolution. Without arguments: preset quick, default suites.",
@@ -100,6 +103,13 @@ def run_parser() -> Parser:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output", metavar="DIR", help="put the run there (a new or empty folder) instead of runs/<id>"
+    )
+    output.add_argument(
+        "--track",
+        metavar="INDEX",
+        nargs="?",
+        const=str(RUNS / INDEX),
+        help=f"add the run to the history ({RUNS / INDEX})",
     )
     output.add_argument("--resume", metavar="RUN", help="go on with a run that was cut off; no other option beside it")
     output.add_argument(
@@ -121,7 +131,7 @@ def run_command(arguments: Sequence[str]) -> int:
     selection = selection_of(options)
     if options.dry_run:
         return dry_run(selection)
-    return measure(selection, new_run(options.output), list(arguments))
+    return measure(selection, new_run(options.output), list(arguments), track=options.track)
 
 
 def ab_parser() -> Parser:
@@ -186,11 +196,18 @@ def resume(path: Path) -> int:
     environment = load_run(path, samples=False).environment
     if "ab" in environment:
         raise UsageError(f"--resume: {str(path)!r} compares two revisions, whose blocks alternate: measure it anew")
-    return measure(Selection(**environment["selection"]), path, environment["argv"][1:], resumed=environment)
+    selection, arguments = Selection(**environment["selection"]), environment["argv"][1:]
+    return measure(selection, path, arguments, resumed=environment, track=environment.get("track"))
 
 
-def measure(selection: Selection, path: Path, arguments: list[str], resumed: Json | None = None) -> int:
-    """The loop: plan, then group by group, each record written as soon as there is one."""
+def measure(
+    selection: Selection, path: Path, arguments: list[str], resumed: Json | None = None, track: str | None = None
+) -> int:
+    """The loop: plan, then group by group, each record written as soon as there is one.
+
+    Args:
+        track: the index that the run is added to.
+    """
     from reports.core.progress import Progress
     from reports.core.records import RunDirectory, load_run, point_latest
     from suites.core.environment import describe
@@ -198,12 +215,14 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
     from suites.core.schedule import Engine
     from suites.core.session import Session
 
+    tracked(track)  # now, since an index that cannot be written is to cost no run
     began = time.monotonic()
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
     with Session(chosen.values()) as session:
         plan = make_plan(selection, chosen, session.start(), say=tell_step)
         if resumed is None:
-            directory = RunDirectory.create(path, describe(path.name, arguments, plan, ROOT, VERSION))
+            told = {"track": track} if track else {}
+            directory = RunDirectory.create(path, {**describe(path.name, arguments, plan, ROOT, VERSION), **told})
         else:
             directory = RunDirectory.open(path)
         if path.parent == RUNS:
@@ -222,7 +241,25 @@ def measure(selection: Selection, path: Path, arguments: list[str], resumed: Jso
                 progress.done(batch)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     directory.update_environment({**directory.environment, "finished": now})
+<<<<<<< HEAD
     return tell(load_run(path), path)
+=======
+    code = tell(load_run(path, samples=False), path)
+    tracked(track, path)
+    return code
+
+
+def tracked(index: str | None, run: Path | None = None) -> None:
+    """Opens the index that a run is to be added to, made where there is none; adds the run, if it is there."""
+    if index is None:
+        return
+    from reports.core.history_index import Index
+
+    with Index.open(Path(index), create=True) as opened:
+        if run is not None:
+            opened.add(run)
+            print(f"added to {index}")
+>>>>>>> 922fc86 (History: an index of runs, change points confirmed by permutation; exports for JUnit, GitHub, github-action-benchmark, Bencher and Parquet)
 
 
 def tell_step(line: str) -> None:
@@ -255,13 +292,13 @@ def tell(run: Run, path: Path) -> int:
 
 
 def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
-    """Renders runs into a folder, in the formats wanted (all if None)."""
-    from reports import formats
+    """Renders runs into a folder, in the formats wanted (the usual ones if None)."""
+    from reports import formats, usual_formats
     from reports.core.render import render
 
     known = formats()
-    chosen = known if wanted is None else {name: known[one_of("--format", name, list(known))] for name in wanted}
-    render(runs, target, chosen.values())
+    named = None if wanted is None else [known[one_of("--format", name, list(known))] for name in wanted]
+    render(runs, target, usual_formats().values() if named is None else named)
 
 
 def dry_run(selection: Selection) -> int:
@@ -334,7 +371,7 @@ def report_command(arguments: Sequence[str]) -> int:
 
     parser = Parser(prog="runner.py report", description="Renders runs from their records.", allow_abbrev=False)
     parser.add_argument("run", nargs="+", help="folders of runs; several are shown side by side")
-    parser.add_argument("--format", type=names, action="extend", metavar="NAMES", help="formats (all)")
+    parser.add_argument("--format", type=names, action="extend", metavar="NAMES", help="formats (those of a run)")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: into the run; needed for several)")
     options = parser.parse_args(arguments)
     if len(options.run) > 1 and options.output is None:
@@ -423,6 +460,19 @@ def compare_command(arguments: Sequence[str]) -> int:
     return verdict_options.conclude(compare(base, new, asked.floor, asked.level, asked.metrics, notes), asked)
 
 
+def history_command(arguments: Sequence[str]) -> int:
+    """Runs over commits."""
+    from reports.core import history_command
+
+    parser = Parser(
+        prog="runner.py history",
+        description="Runs over commits, by an index that is made from them.",
+        allow_abbrev=False,
+    )
+    history_command.add_options(parser)
+    return OK if history_command.carry_out(parser.parse_args(arguments)) else FAILED
+
+
 def calibrated(kind: str, device: Json, threads: object) -> list[str]:
     """What `calibrate` has found on such a device, to be told under a verdict."""
     from reports.core import calibration
@@ -487,6 +537,7 @@ COMMANDS = {
     "ab": ab_command,
     "calibrate": calibrate_command,
     "doctor": doctor_command,
+    "history": history_command,
 }
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+if TYPE_CHECKING:
+    from .core.verdicts import Comparison
 
 SCHEMA_VERSION = 1
 
@@ -153,6 +156,9 @@ class Format(Protocol):
     Args:
         NAME: as in `--format`.
         ORDER: formats are written in rising order, so that a page can show pictures written before it.
+        ON_REQUEST: whether it is written only where `--format` names it; False where it is left out.
+
+    A format that tells comparisons as well is a `ComparisonFormat` too.
     """
 
     NAME: str
@@ -162,8 +168,29 @@ class Format(Protocol):
         """Renders runs, from their records alone: contents by path relative to the run's directory."""
 
 
+class ComparisonFormat(Protocol):
+    """An output format that tells comparisons, where `--format` names it."""
+
+    def serialize_comparison(self, comparison: Comparison) -> dict[str, str | bytes]:
+        """Renders a comparison: contents by path relative to the folder asked for."""
+
+
 def formats() -> dict[str, Format]:
     """The output formats by name, in the order they are to be written."""
     names = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.name != "__init__.py")
     found = [cast(Format, importlib.import_module(f".{name}", __name__)) for name in names]
     return {f.NAME: f for f in sorted(found, key=lambda f: f.ORDER)}
+
+
+def usual_formats() -> dict[str, Format]:
+    """Those that are written where nobody names any."""
+    return {name: found for name, found in formats().items() if not getattr(found, "ON_REQUEST", False)}
+
+
+def comparison_formats() -> dict[str, ComparisonFormat]:
+    """The formats that tell comparisons too, by name."""
+    return {
+        name: cast(ComparisonFormat, found)
+        for name, found in formats().items()
+        if hasattr(found, "serialize_comparison")
+    }

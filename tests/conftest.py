@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -38,8 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def runner(tmp_path: Path) -> Runner:
     """Runs `runner.py` as a user would, from an empty folder, and returns the finished process."""
 
-    def run(*arguments: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, timeout: float = 300.0, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "runner.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
+        shared = {"cwd": tmp_path, "env": {**os.environ, **(environment or {})}, "timeout": timeout}
+        return subprocess.run(command, capture_output=True, text=True, check=False, **shared)
 
     return run

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from sample_runs import GOLDEN, GOLDEN_FILES, RUN, environment, latency, record, sample
 
-from reports import Metric, Record, Run, claims, formats, markdown, plots, tables_csv
+from reports import Metric, Record, Run, claims, formats, markdown, plots, tables_csv, usual_formats
 from reports.core.arrange import VIEWS, Arrangement, Series
 from reports.core.markup import code, escape, table
 from reports.core.pictures import MOST_PICTURES, Picture, pictures
@@ -34,7 +34,9 @@ def run_of(records: Iterable[Record], **changes: Any) -> Run:
 
 
 def render(*runs: Run) -> dict[str, str | bytes]:
-    return {path: content for output in formats().values() for path, content in output.serialize(list(runs)).items()}
+    return {
+        path: content for output in usual_formats().values() for path, content in output.serialize(list(runs)).items()
+    }
 
 
 def text_of(name: str, *runs: Run) -> str:
@@ -54,7 +56,13 @@ def rows_of(name: str, *runs: Run) -> list[dict[str, str]]:
 
 
 def test_formats_are_found_in_their_order() -> None:
+<<<<<<< HEAD
     assert list(formats()) == ["csv", "claims", "plots", "markdown", "html"]
+=======
+    assert list(usual_formats()) == ["csv", "claims", "plots", "markdown"]
+    on_request = ["github", "junit", "github-action-benchmark", "bencher", "parquet"]
+    assert list(formats()) == [*usual_formats(), *on_request]
+>>>>>>> 922fc86 (History: an index of runs, change points confirmed by permutation; exports for JUnit, GitHub, github-action-benchmark, Bencher and Parquet)
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)

@@ -10,12 +10,17 @@ _SPECIAL = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 _SUSPECT = re.compile(r"[\\`*\[\]|~$&<>_\n\r\t\v\f]")
 
 
+def plain(text: object) -> str:
+    """Text on one line without control characters, so that it cannot steer a terminal or break a file."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
 def escape(text: object) -> str:
     """Text that stays text, in a line that begins with other words and in a cell of a table."""
-    plain = str(text)
-    if not _SUSPECT.search(plain):
-        return plain
-    flat = " ".join(plain.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    known = str(text)
+    if known.isprintable() and not _SUSPECT.search(known):
+        return known
+    flat = plain(known).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\1", flat)
 
 

@@ -16,6 +16,8 @@ from .. import SCHEMA_VERSION, Json, Record, Run
 
 ENVIRONMENT = "run.json"
 RECORDS = "records.jsonl"
+#: The index of runs, beside them; see `history_index`.
+INDEX = "history.sqlite"
 _SAMPLES = re.compile(rb',\s?"samples":\s?\[')
 #: The last block of samples, with which a record ends.
 _BLOCK = re.compile(rb'\{"metric":[^\[\]{}]*\[[^\[\]{}]*\]\}\]\}\n')
@@ -65,7 +67,7 @@ class RunDirectory:
             RunError: if it is not a run, or not one that this version can read.
         """
         environment = _read_environment(path)
-        _, whole, size = _read_records(path / RECORDS)
+        _, whole, size = _read_records(within(path, RECORDS))
         if whole < size:
             try:
                 os.truncate(path / RECORDS, whole)
@@ -117,7 +119,7 @@ class RunDirectory:
 
     def records(self) -> list[Record]:
         """The records on disk, in the order they were taken."""
-        return _read_records(self.path / RECORDS)[0]
+        return _read_records(within(self.path, RECORDS))[0]
 
     def recorded(self) -> set[str]:
         """The ids of the cases on disk."""
@@ -135,11 +137,27 @@ def load_run(path: Path, samples: bool = True) -> Run:
     """
     environment = _read_environment(path)
     with _no_collection():
-        records, whole, size = _read_records(path / RECORDS, samples)
+        records, whole, size = _read_records(within(path, RECORDS), samples)
     if whole < size:
         note = f"the last line of {RECORDS} is half-written and was left out"
         environment["warnings"] = [*environment.get("warnings", []), note]
     return Run(path, environment, records)
+
+
+def within(folder: Path, relative: str) -> Path:
+    """A file of a folder, by a path that someone else chose.
+
+    Raises:
+        RunError: if it lies elsewhere: an absolute path, one with `..`, a link that leads out.
+    """
+    file = folder / relative
+    try:
+        inside = file.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a null byte
+        inside = False
+    if not inside:
+        raise RunError(f"{folder}: {relative!r} leads out of the folder")
+    return file
 
 
 def point_latest(runs_dir: Path, run_path: Path) -> None:
@@ -202,9 +220,9 @@ def _finite(value: Any) -> Any:
 
 
 def _read_environment(path: Path) -> Json:
-    file = path / ENVIRONMENT
     if not path.is_dir():
         raise RunError(f"no such run: {path}")
+    file = within(path, ENVIRONMENT)
     try:
         environment = json.loads(file.read_bytes())
     except FileNotFoundError:

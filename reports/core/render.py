@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import Format, Run
-from .records import RunError
+from .records import RunError, within
 
 
 def render(runs: list[Run], target: Path, formats: Iterable[Format]) -> None:
@@ -31,8 +31,8 @@ def render(runs: list[Run], target: Path, formats: Iterable[Format]) -> None:
 def _write(output: Format, runs: list[Run], target: Path) -> None:
     try:
         for relative, content in output.serialize(runs).items():
-            file = target / relative
+            file = within(target, relative)  # names of suites and values of axes are in it
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    except OSError as error:
+    except (OSError, RunError) as error:
         sys.exit(f"{output.NAME}: {error}")

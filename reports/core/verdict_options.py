@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .records import RunError
-from .verdict_tables import FILES, FORMATS, terminal, write
+from .verdict_tables import FORMATS, TERMINAL, known_formats, terminal, write
 from .verdicts import FLOOR, LEVEL, Comparison
 
 EXIT_CODES = """\
@@ -44,8 +44,8 @@ class Asked:
     everything: bool
 
     def into(self, folder: Path) -> Asked:
-        """The same, in all formats, written to that folder."""
-        return replace(self, formats=list(FORMATS), output=folder)
+        """The same, in the usual formats and those asked for, written to that folder."""
+        return replace(self, formats=list(dict.fromkeys([*FORMATS, *self.formats])), output=folder)
 
 
 def add_options(parser: argparse.ArgumentParser, output: str = "folder for comparison.md, .csv and .json") -> None:
@@ -61,7 +61,10 @@ def add_options(parser: argparse.ArgumentParser, output: str = "folder for compa
     group.add_argument("--strict", action="store_true", help="exit with 3 where not all could be decided")
     group.add_argument("--all", action="store_true", help="list on the terminal what is the same, too")
     group.add_argument(
-        "--format", action="append", metavar="NAMES", help=f"of {', '.join(FORMATS)} (terminal; with --output, all)"
+        "--format",
+        action="append",
+        metavar="NAMES",
+        help=f"of {', '.join(known_formats())} (terminal; with --output, the first {len(FORMATS)})",
     )
     group.add_argument("--output", metavar="DIR", help=output)
 
@@ -72,16 +75,17 @@ def asked(options: argparse.Namespace) -> Asked:
     Raises:
         RunError: if a value is not allowed, in one line that names the option, the value and what is allowed.
     """
-    formats = _names(options.format) or list(FORMATS if options.output is not None else FORMATS[:1])
+    formats = listed(options.format) or list(FORMATS if options.output is not None else FORMATS[:1])
+    known = known_formats()
     for name in formats:
-        if name not in FORMATS:
-            raise RunError(f"--format: {name!r} is not one of {', '.join(FORMATS)}")
-        if name in FILES and options.output is None:
+        if name not in known:
+            raise RunError(f"--format: {name!r} is not one of {', '.join(known)}")
+        if name != TERMINAL and options.output is None:
             raise RunError(f"--output: a folder is needed for the format {name}")
     return Asked(
-        floor=_number("--floor", options.floor, 100 * FLOOR, "a number of at least 0", lambda x: x >= 0) / 100,
-        level=_number("--level", options.level, LEVEL, "a number between 0 and 1", lambda x: 0 < x < 1),
-        metrics=_names(options.metric),
+        floor=number("--floor", options.floor, 100 * FLOOR, "a number of at least 0", lambda x: x >= 0) / 100,
+        level=number("--level", options.level, LEVEL, "a number between 0 and 1", lambda x: 0 < x < 1),
+        metrics=listed(options.metric),
         strict=options.strict,
         formats=formats,
         output=None if options.output is None else Path(options.output),
@@ -97,18 +101,26 @@ def conclude(comparison: Comparison, asked: Asked) -> int:
     """
     if asked.output is not None:
         write(comparison, asked.formats, asked.output)
-    if "terminal" in asked.formats:
+    if TERMINAL in asked.formats:
         print(terminal(comparison, asked.everything))
     return comparison.exit_code(asked.strict)
 
 
-def _names(lists: list[str] | None) -> list[str] | None:
+def listed(lists: list[str] | None) -> list[str] | None:
+    """The names of an option that takes comma lists and is repeatable; None where it was not given."""
     return None if lists is None else [part.strip() for text in lists for part in text.split(",") if part.strip()]
 
 
-def _number(option: str, text: str | None, default: float, allowed: str, fits: Callable[[float], bool]) -> float:
+def number(option: str, text: str | None, default: float, allowed: str, fits: Callable[[float], bool]) -> float:
+    """The number that an option has, or its default.
+
+    Raises:
+        RunError: if it is none that fits.
+    """
     try:
-        value = default if text is None else float(text)
+        if text is None:
+            return default
+        value = float(text)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and fits(value)):

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from .. import comparison_formats
 from .markup import escape, table
-from .records import RunError
+from .records import RunError, within
 from .units import digits, quantity
 from .verdicts import AMBIGUOUS, CHANGED, FASTER, SAME, SLOWER, VERDICTS, Comparison, Verdict
 
@@ -31,7 +32,7 @@ def terminal(comparison: Comparison, everything: bool = False) -> str:
     """
     same = comparison.of(SAME)
     folded = [] if everything or len(same) <= MOST_SAME else same
-    rows = [_cells(v) for v in _ordered(comparison.verdicts) if v not in folded]
+    rows = [cells(v) for v in ordered(comparison.verdicts) if v not in folded]
     parts = [*answer(comparison), ""]
     if rows:
         parts += [*_aligned(rows), ""]
@@ -50,11 +51,11 @@ def markdown(comparison: Comparison) -> str:
     ]
     parts += [f"{escape(sentence)}\n" for sentence in further]
     for title, rows in (
-        ("What stands out", [v for v in _ordered(comparison.verdicts) if v.verdict != SAME]),
+        ("What stands out", [v for v in ordered(comparison.verdicts) if v.verdict != SAME]),
         ("Same", comparison.of(SAME)),
     ):
         if rows:
-            parts += [f"## {title}\n", table(HEADER, map(_cells, rows))]
+            parts += [f"## {title}\n", table(HEADER, map(cells, rows))]
     parts += ["## How to read this\n", "".join(f"- {escape(line)}\n" for line in [*LEGEND, *comparison.notes])]
     return "\n".join(parts)
 
@@ -79,21 +80,32 @@ FILES: dict[str, tuple[str, Callable[[Comparison], str]]] = {
     "csv": ("comparison.csv", as_csv),
     "json": ("comparison.json", as_json),
 }
-FORMATS = ("terminal", *FILES)
+TERMINAL = "terminal"
+FORMATS = (TERMINAL, *FILES)
+
+
+def known_formats() -> list[str]:
+    """All of them: `FORMATS`, and those of `reports/` that tell comparisons too, which are written on request."""
+    return [*FORMATS, *comparison_formats()]
 
 
 def write(comparison: Comparison, formats: Iterable[str], target: Path) -> None:
-    """Writes `comparison.md`, `.csv` and `.json` into a folder, those of the formats asked for.
+    """Writes `comparison.md`, `.csv` and `.json` into a folder, and the files of other formats, those asked for.
 
     Raises:
         RunError: if they cannot be written.
     """
+    contents: dict[str, str | bytes] = {}
+    for name in formats:
+        if name in FILES:
+            file, render = FILES[name]
+            contents[file] = render(comparison)
+        elif name != TERMINAL:
+            contents |= comparison_formats()[name].serialize_comparison(comparison)
     try:
-        for name in formats:
-            if name in FILES:
-                file, render = FILES[name]
-                target.mkdir(parents=True, exist_ok=True)
-                (target / file).write_text(render(comparison), encoding="utf-8")
+        for file, content in contents.items():
+            target.mkdir(parents=True, exist_ok=True)
+            within(target, file).write_bytes(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}") from error
 
@@ -145,12 +157,13 @@ def _headline(comparison: Comparison) -> str:
     return "No regression"
 
 
-def _ordered(verdicts: Iterable[Verdict]) -> list[Verdict]:
+def ordered(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """By verdict, the largest change first."""
     return sorted(verdicts, key=lambda v: (VERDICTS.index(v.verdict), -abs((v.ratio or 1) - 1)))
 
 
-def _cells(v: Verdict) -> list[str]:
+def cells(v: Verdict) -> list[str]:
+    """A row under `HEADER`."""
     exact = v.p is None
     return [
         v.verdict.replace("_", " ") + (" (placebo)" if v.placebo else ""),
@@ -185,6 +198,14 @@ def _difference(v: Verdict) -> str:
     if v.base is None or v.new is None or v.base == v.new:
         return ""
     return f"{v.new - v.base:+,.10g}"
+
+
+def change(v: Verdict) -> str:
+    """How far the new value lies from the base's, with its bounds where there are some; empty where there is none."""
+    if v.p is None:
+        return _difference(v)
+    bounds = f" ({_change(v.low)} to {_change(v.high)})" if v.low is not None and v.high is not None else ""
+    return "" if v.ratio is None else _change(v.ratio) + bounds
 
 
 def _change(ratio: float) -> str:

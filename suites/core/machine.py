@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from reports import Json
@@ -68,10 +69,19 @@ def _places(processors: Sequence[int], count: int) -> list[set[int]]:
 
 
 def describe_project(root: Path) -> Json:
-    """Git revision of the checkout and whether it has uncommitted changes; None outside a checkout."""
-    revision = _output(["git", "-C", str(root), "rev-parse", "HEAD"])
+    """Git revision of the checkout, whether it has uncommitted changes, and its place in the history; None outside one.
+
+    `committed` is the committer's time in UTC; `ancestors`, the commits that led there, orders those of one second.
+    """
+    told = _output(["git", "-C", str(root), "log", "-1", "--format=%H%n%ct%n%s"]).split("\n", 2)
+    if len(told) < 3:
+        return {"revision": None, "dirty": None, "subject": None, "committed": None, "ancestors": None}
+    revision, seconds, subject = told
     changes = _output(["git", "-C", str(root), "status", "--porcelain"])
-    return {"revision": revision or None, "dirty": bool(changes) if revision else None}
+    ancestors = _output(["git", "-C", str(root), "rev-list", "--count", "HEAD"])
+    committed = datetime.fromtimestamp(int(seconds), UTC).isoformat(timespec="seconds")
+    place = {"subject": subject, "committed": committed, "ancestors": int(ancestors or 0)}
+    return {"revision": revision, "dirty": bool(changes), **place}
 
 
 def describe_compiler() -> str | None:
@@ -84,7 +94,7 @@ def describe_compiler() -> str | None:
 def _output(command: list[str]) -> str:
     if shutil.which(command[0]) is None:
         return ""
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
 
 
 def available_memory() -> int:
