@@ -1,6 +1,7 @@
 # make setup    .venv from the pinned constraints
 # make bench    set up, build, and run the main job on this machine: preset quick, default suites, to runs/latest/report.md
 # make test     set up, lint, types, and all tests that need no GPU
+# make baselines  measure the suite resources, and make it the baseline of this nvcc; commit what it changes
 # make gpu      on a machine with a GPU: build, gpu tests, then latency, memory and profile of PRESET (paper) to
 #               ddfbench-gpu.tar.gz
 # SYSTEM=1      with any of them: use the present Python and its packages, install nothing
@@ -19,7 +20,7 @@ READY := .venv/.ready
 CLANG_FORMAT := .venv/bin/clang-format
 endif
 
-.PHONY: setup bench test lint gpu clean
+.PHONY: setup bench test lint baselines gpu clean
 
 setup: $(READY)
 
@@ -40,6 +41,11 @@ lint: $(READY)
 
 test: lint
 	$(PY) -m pytest -m "not gpu" -n auto --maxprocesses 4 --maxschedchunk 2 $(ARGS)
+
+baselines: $(READY)
+	rm -rf runs/baselines
+	$(PY) runner.py --suite resources --output runs/baselines
+	$(PY) runner.py compare reports/baselines runs/baselines --update
 
 # The suites of a GPU run, of those that there are; ARGS='--suite NAME' adds more.
 GPU_SUITES := latency|memory|profile

@@ -21,6 +21,7 @@ from suites.core.options import add_device, add_selection, device_of, names, one
 
 if TYPE_CHECKING:
     from reports.core.records import RunDirectory
+    from reports.core.verdict_options import Asked
 
 VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
@@ -241,9 +242,8 @@ def measure(
                 progress.done(batch)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     directory.update_environment({**directory.environment, "finished": now})
-<<<<<<< HEAD
     return tell(load_run(path), path)
-=======
+
     code = tell(load_run(path, samples=False), path)
     tracked(track, path)
     return code
@@ -259,7 +259,6 @@ def tracked(index: str | None, run: Path | None = None) -> None:
         if run is not None:
             opened.add(run)
             print(f"added to {index}")
->>>>>>> 922fc86 (History: an index of runs, change points confirmed by permutation; exports for JUnit, GitHub, github-action-benchmark, Bencher and Parquet)
 
 
 def tell_step(line: str) -> None:
@@ -437,8 +436,8 @@ def report_comparison(run: Run, target: Path) -> None:
 
 
 def compare_command(arguments: Sequence[str]) -> int:
-    """Holds one run against another."""
-    from reports.core import verdict_options
+    """Holds one run against another, or against baselines."""
+    from reports.core import baselines, verdict_options
     from reports.core.compare import compare
     from reports.core.records import load_run
 
@@ -449,11 +448,14 @@ def compare_command(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("base", metavar="BASE", help="folder of a run")
+    parser.add_argument("base", metavar="BASE", help="folder of a run, or of baselines (reports/baselines)")
     parser.add_argument("new", metavar="NEW", help="folder of a run, best with 7 processes or more (--processes)")
+    parser.add_argument("--update", action="store_true", help="make NEW the baseline of its compiler in BASE")
     verdict_options.add_options(parser)
     options = parser.parse_args(arguments)
     asked = verdict_options.asked(options)
+    if options.update or baselines.is_folder(Path(options.base)):
+        return compare_with_baseline(Path(options.base), load_run(Path(options.new)), options.update, asked)
     base, new = load_run(Path(options.base)), load_run(Path(options.new))
     threads = next((record.axes["threads"] for record in new.records if "threads" in record.axes), None)
     notes = calibrated("compare", new.environment.get("device") or {}, threads)
@@ -471,6 +473,17 @@ def history_command(arguments: Sequence[str]) -> int:
     )
     history_command.add_options(parser)
     return OK if history_command.carry_out(parser.parse_args(arguments)) else FAILED
+
+
+def compare_with_baseline(folder: Path, new: Run, update: bool, asked: Asked) -> int:
+    """Holds a run against the baselines of its compilers, or makes it theirs."""
+    from reports.core import baselines, verdict_options
+
+    if update:
+        for file in baselines.update(folder, new):
+            print(f"written: {file}")
+        return OK
+    return verdict_options.conclude(baselines.against(folder, new, asked.level, asked.floor, asked.metrics), asked)
 
 
 def calibrated(kind: str, device: Json, threads: object) -> list[str]:

@@ -8,7 +8,7 @@ case. The machinery (case expansion, processes, clocks, devices, checks) is in `
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -166,6 +166,14 @@ class Suite:
     timed: ClassVar[bool] = False
     #: Measuring time of one of its cases, as a part of `--seconds`.
     ceiling: ClassVar[float] = 1.0
+    #: Impls that it takes alone, if not those that are asked for or all.
+    impls: ClassVar[tuple[str, ...]] = ()
+    #: The kind of device that it takes whatever is asked for; empty: what is asked for.
+    device: ClassVar[str] = ""
+    #: Axes that no other suite has.
+    extra_axes: ClassVar[tuple[Axis, ...]] = ()
+    #: Whether it calls impls, so that their libraries have to be built.
+    builds_impls: ClassVar[bool] = True
     #: Modules that the fork server imports once for all workers.
     preload: ClassVar[tuple[str, ...]] = ()
 
@@ -173,6 +181,13 @@ class Suite:
     def at_points(self) -> bool:
         """Whether each of its cases calls the op at the case's own shape."""
         return "batch" in self.axes
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """In a worker, before any case: builds what all of its cases need; `say` tells each step.
+
+        Raises:
+            Exception: if it cannot; the text is told, and its cases will say the same.
+        """
 
     def by_formula(self, point: Point, costs: Costs) -> list[Metric]:
         """What closed forms tell of a case; told too of a case that need not be measured."""

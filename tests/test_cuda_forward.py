@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Runner
+from conftest import Runner
 from ddf_by_taps import Settings
-from test_csrc import NVCC, needs_nvcc
 from test_cuda_on_cpu import (
     OnCpu,
     assert_every_line_ran,
@@ -24,7 +22,7 @@ from test_cuda_on_cpu import (
 from test_native import Case, channels_last, contiguous, cropped, sliced
 from torch import Tensor
 
-from ops.core import build, native, published
+from ops.core import native, published
 from ops.core.kernels import kernels
 from suites.core import emulation
 
@@ -246,7 +244,7 @@ def test_checker_stops_bulk_copies_without_barriers(checked: tuple[type[OnCpu], 
             look(case, checker, "rows_bulk")
 
 
-# --------------------------------------------------------------------------------------- the table and the registers
+# --------------------------------------------------------------------------------------- the table
 
 
 def test_the_table_is_listed_and_ends_with_the_general_kernel(runner: Runner) -> None:
@@ -257,29 +255,6 @@ def test_the_table_is_listed_and_ends_with_the_general_kernel(runner: Runner) ->
     lines = runner("list", "impls", "--op", "ddf_op").stdout.splitlines()
     start = lines.index("ddf_op       native")
     assert [line.split()[:2] for line in lines[start + 1 :][: len(rows)]] == [["kernel", row.name] for row in rows]
-
-
-@needs_nvcc
-@pytest.mark.slow
-def test_hot_kernels_do_not_spill(tmp_path: Path) -> None:
-    """ptxas on the hot list, for every architecture from sm_80 on."""
-    arches = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in build.ALL_ARCHES]
-    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Icsrc", "--threads=2", "-Xptxas=-v"]
-    done = subprocess.run(
-        [str(NVCC), *flags, *arches, "-c", "tests/hot_kernels.cu", "-o", str(tmp_path / "hot.o")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = done.stderr.splitlines()
-    compiled = [line.rpartition("'sm_")[2].rstrip("'") for line in lines if "Compiling entry function" in line]
-    properties = [line for line in lines if "bytes stack frame" in line]
-    listed = (ROOT / "tests" / "hot_kernels.cu").read_text().count("\nHOT_")
-    assert listed <= 24
-    assert len(compiled) == len(properties) == listed * len(build.ALL_ARCHES)
-    spilling = [arch for arch, line in zip(compiled, properties, strict=True) if " 0 bytes spill stores" not in line]
-    assert set(spilling) <= {"75"}, spilling
 
 
 # --------------------------------------------------------------------------------------------- the published kernels

@@ -17,14 +17,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-__all__ = ["ALL_ARCHES", "BuildError", "Library", "build", "cuda_arches", "find_nvcc"]
+__all__ = [
+    *("ALL_ARCHES", "BuildError", "Library", "Step", "build", "cuda_arches"),
+    *("find_cxx", "find_nvcc", "locked", "ninja_file", "run_ninja"),
+]
 
 #: What `DDF_CUDA_ARCHES=all` stands for: compute capabilities from Turing to Blackwell.
 ALL_ARCHES = ("75", "80", "86", "89", "90", "100", "120")
@@ -61,6 +64,23 @@ class Library:
 
     path: Path
     arches: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a build.
+
+    Args:
+        target: the file it makes.
+        inputs: files that have to be there first.
+        run: the command, for a shell.
+        what: what is said when it is done.
+    """
+
+    target: str
+    inputs: tuple[str, ...]
+    run: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -150,7 +170,7 @@ def build(
     if not target.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         say = progress or _Stderr()
-        with _lock(cache / f"{recipe.key}.lock", say):
+        with locked(cache / f"{recipe.key}.lock", say):
             if not target.is_dir():
                 _build(recipe, target, say)
     return library
@@ -200,7 +220,7 @@ def _recipe(op: str, arches: tuple[str, ...]) -> Recipe:
     suffixes = (".cpp", ".cu") if nvcc else (".cpp",)
     sources = tuple(sorted(p for p in (csrc / op).rglob("*") if p.suffix in suffixes))
     flags = (*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")))
-    return Recipe(op, csrc, sources, _find_cxx(), nvcc, arches, flags)
+    return Recipe(op, csrc, sources, find_cxx(), nvcc, arches, flags)
 
 
 def _csrc() -> Path:
@@ -217,7 +237,7 @@ def _default_cache(csrc: Path) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddf_ops"
 
 
-def _find_cxx() -> Path:
+def find_cxx() -> Path:
     asked = os.environ.get("CXX")
     for name in [asked] if asked else ["g++", "c++", "clang++"]:
         found = shutil.which(name)
@@ -270,41 +290,47 @@ def _build(recipe: Recipe, target: Path, say: Callable[[str], None]) -> None:
         }
         (work / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
         (work / "build.ninja").write_text(_ninja_file(recipe))
-        _run_ninja(work, say)
+        run_ninja(work, say)
         work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _ninja_file(recipe: Recipe) -> str:
-    lines = [
-        "rule make",
-        "  command = $run",
-        "  description = $what",
-        "",
-    ]
-    objects = []
+    steps = []
     for name, source, command in recipe.commands():
         run = shlex.join([*command, "-c", str(source), "-o", name])
         what = source.name if name.count(".") == 1 else f"{source.name} ({name.split('.')[1]})"
-        lines += [f"build {name}: make {_path(source)}", f"  run = {_value(run)}", f"  what = {what}"]
-        objects.append(name)
-    link = recipe.link()
-    run = shlex.join([link[0], *objects, *link[1:], "-o", f"lib{recipe.op}.so"])  # libraries follow what needs them
-    lines += [f"build lib{recipe.op}.so: make {' '.join(objects)}", f"  run = {_value(run)}", "  what = linking", ""]
-    return "\n".join(lines)
+        steps.append(Step(name, (str(source),), run, what))
+    objects, link = tuple(step.target for step in steps), recipe.link()
+    # libraries follow what needs them
+    run = shlex.join([link[0], *objects, *link[1:], "-o", f"lib{recipe.op}.so"])
+    return ninja_file([*steps, Step(f"lib{recipe.op}.so", objects, run, "linking")])
+
+
+def ninja_file(steps: Iterable[Step]) -> str:
+    """What ninja is to read to take these steps."""
+    lines = ["rule make", "  command = $run", "  description = $what", ""]
+    for step in steps:
+        lines.append(f"build {_path(step.target)}: make {' '.join(map(_path, step.inputs))}")
+        lines += [f"  run = {_value(step.run)}", f"  what = {_value(step.what)}"]
+    return "\n".join([*lines, ""])
 
 
 def _value(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _path(path: Path) -> str:
-    return _value(str(path)).replace(" ", "$ ").replace(":", "$:")
+def _path(path: str) -> str:
+    return _value(path).replace(" ", "$ ").replace(":", "$:")
 
 
-def _run_ninja(work: Path, say: Callable[[str], None]) -> None:
-    """Raises BuildError with the first lines that went wrong."""
+def run_ninja(work: Path, say: Callable[[str], None]) -> None:
+    """Takes the steps of `build.ninja` in that folder.
+
+    Raises:
+        BuildError: with the first lines that went wrong.
+    """
     said: list[str] = []
     # A session of its own keeps a terminal's interrupt from ninja; the signal below is what ends it with its compilers.
     with subprocess.Popen(
@@ -345,7 +371,7 @@ class _Stderr:
 
 
 @contextmanager
-def _lock(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+def locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Holds a lock among processes, which the kernel releases when its holder dies."""
     with path.open("w") as file:
         try:

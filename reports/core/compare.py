@@ -243,10 +243,12 @@ def _absence(before: Record, after: Record | None) -> str:
 
 
 def _incomparable(before: Record, after: Record, refusal: str) -> str:
-    if refusal:
-        return f"another device: {refusal}"
     if before.case_version != after.case_version:
         return f"another version of the case: {before.case_version} in BASE, {after.case_version} in NEW"
+    if any("nvcc" in record.settings for record in (before, after)):  # what it says depends on nothing else
+        return _differences(("nvcc",), before.settings, after.settings)
+    if refusal:
+        return f"another device: {refusal}"
     taken = [{**record.settings, **record.axes} for record in (before, after)]
     return _differences(SETTINGS, *taken)
 

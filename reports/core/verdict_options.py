@@ -17,7 +17,7 @@ exit codes, the first that applies:
   1  a regression: a metric is slower, or an exact one changed for the worse
   2  what was asked for cannot be
   4  a case of BASE has no result in NEW, or failed there
-  3  only with --strict: a metric is ambiguous or not comparable
+  3  only with --strict: a metric is ambiguous or not comparable, or differs from a baseline
   0  none of these
 """
 

@@ -126,6 +126,8 @@ def answer(comparison: Comparison) -> list[str]:
     counts = Counter(v.verdict for v in comparison.verdicts)
     told = ", ".join(f"{counts[word]} {word.replace('_', ' ')}" for word in VERDICTS if counts[word])
     parts = [f"{_headline(comparison)}: {told or 'nothing compared'}."]
+    if comparison.command == "baseline":
+        return [*parts, f"{comparison.new} against {comparison.base}: numbers without noise, any difference is told."]
     parts.append(
         f"{comparison.new} against {comparison.base}: false alarms in at most {100 * comparison.level:g} % of "
         f"comparisons, effects below {100 * comparison.floor:g} % not called one."
@@ -153,6 +155,8 @@ def _headline(comparison: Comparison) -> str:
         case 4:
             return "Cases are missing or failed"
         case 3:
+            if comparison.command == "baseline" and comparison.of(CHANGED):
+                return "No regression, but the baseline is out of date"
             return "No regression, but not all was decided" if decided else "Nothing was decided"
     return "No regression"
 

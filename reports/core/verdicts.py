@@ -60,7 +60,7 @@ class Comparison:
     """What two sides are compared to.
 
     Args:
-        command: `compare` or `ab`.
+        command: `compare`, `baseline` or `ab`.
         base, new: what to call the sides: a run, a revision.
         verdicts: one for each metric of each case.
         level: the family-wise error rate.
@@ -81,12 +81,14 @@ class Comparison:
         return [v for v in self.verdicts if v.verdict in verdicts]
 
     def exit_code(self, strict: bool = False) -> int:
-        """1 for a regression, else 4 for a missing case, else 0; 3 instead of 0 if strict and not all was decided."""
+        """1 for a regression, else 4 for a missing case, else 0; 3 instead of 0 if strict and not all was decided, or
+        something differs from a baseline, which a commit has to acknowledge."""
         if any(v.worse for v in self.of(SLOWER, CHANGED)):
             return 1
         if self.of(MISSING):
             return 4
-        return 3 if strict and self.of(AMBIGUOUS, NOT_COMPARABLE) else 0
+        unsettled = (AMBIGUOUS, NOT_COMPARABLE, *((CHANGED,) if self.command == "baseline" else ()))
+        return 3 if strict and (self.of(*unsettled) or not self.verdicts) else 0
 
     def to_json(self) -> Json:
         """One JSON object."""

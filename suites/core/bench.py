@@ -46,7 +46,10 @@ class Bench:
         self._wanted = clocks
         self._slowdown = slowdown
         self.device: Device = open_device(case.device)
-        self.op: Op = load(Path(case.file))[case.op]
+
+    @cached_property
+    def op(self) -> Op:
+        return load(Path(self.case.file))[self.case.op]
 
     def at(self, point: Point) -> Bench:
         """The same at another point."""

@@ -140,7 +140,7 @@ def expand(
     pairs = [(suite, op) for suite in chosen for op in _chosen_ops(selection, suite, declared)]
     ops = list({op.name: op for _, op in pairs}.values())
     _check_impls(selection, ops)
-    _check_values(selection, ops)
+    _check_values(selection, [axis for suite, op in pairs for axis in (*op.extra_axes, *suite.extra_axes)])
     cases = [case for suite, op in pairs for case in _op_cases(selection, suite, op, cores)]
     if not cases:
         asked, names = ", ".join(selection.impls or []), ", ".join(op.name for op in ops)
@@ -163,7 +163,7 @@ def groups(cases: Iterable[Case], alone: Container[str] = ()) -> list[list[Case]
 def _chosen_ops(selection: Selection, suite: Suite, declared: Mapping[str, Declaration]) -> list[Declaration]:
     names = selection.ops
     if names is None:
-        reserved = {name for other in suites().values() for name in other.ops}
+        reserved = {name for other in suites().values() for name in other.ops} - set(DEFAULT_OPS)
         preset = PRESETS[selection.preset].ops or tuple(name for name in declared if name not in reserved)
         own = [op.name for op in declared.values() if op.file in selection.op_files]
         names = list(dict.fromkeys([*(name for name in suite.ops or preset if name in declared), *own]))
@@ -189,13 +189,15 @@ def _impls(selection: Selection, suite: Suite, op: Declaration) -> list[str]:
         chosen = list(op.impls)
     else:
         chosen = [impl for impl in op.impls if impl not in op.slow_impls]
+    if suite.impls:
+        chosen = [impl for impl in chosen if impl in suite.impls]
     return chosen if suite.per_impl else chosen[:1]
 
 
-def _check_values(selection: Selection, ops: list[Declaration]) -> None:
-    """Each value asked for of an axis that only some ops have is to be allowed by one of them at least."""
+def _check_values(selection: Selection, axes: list[Axis]) -> None:
+    """Each value asked for of an axis that only some ops or suites have is to be allowed by one of them at least."""
     for name, texts in selection.axes.items():
-        own = [axis for op in ops for axis in op.extra_axes if axis.name == name]
+        own = [axis for axis in axes if axis.name == name]
         for text in texts if own else []:
             if not any(_allowed(axis, text) for axis in own):
                 choices = list(dict.fromkeys(choice for axis in own for choice in axis.choices))
@@ -243,7 +245,8 @@ def _values(selection: Selection, suite: Suite, op: Declaration, name: str, core
 def _own_values(selection: Selection, suite: Suite, op: Declaration, cores: int) -> list[dict[str, AxisValue]]:
     """Values of the axes that only some ops have: `combine` and the op's own."""
     combine = {"combine": selection.values("combine", cores)} if op.combines and "combine" in suite.axes else {}
-    varied = {**combine, **{axis.name: _values_of(selection, suite, axis) for axis in op.extra_axes}}
+    further = (*op.extra_axes, *suite.extra_axes)
+    varied = {**combine, **{axis.name: _values_of(selection, suite, axis) for axis in further}}
     return [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
 
 
@@ -269,7 +272,8 @@ def _case(
         name: shared.get(name, cores if name == "threads" else axis.default) for name, axis in PROCESS_AXES.items()
     }
     plain = {name: value for name, value in shared.items() if name in AXES}
-    extra = {axis.name: own[axis.name] for axis in op.extra_axes}
+    further = (*op.extra_axes, *suite.extra_axes)
+    extra = {axis.name: own[axis.name] for axis in further}
     point = Point(height=height, width=width, combine=str(own.get("combine", "mul")), extra=extra, **plain)
     applying = [
         name
@@ -277,9 +281,8 @@ def _case(
         if name in suite.axes and (name in op.axes or name not in AXES) and (name != "combine" or "combine" in own)
     ]
     defaults = {axis.name: axis.default for axis in (*PROCESS_AXES.values(), *op.extra_axes)} | {"threads": cores}
-    return Case(
-        suite.name, op.name, impl, op.version, selection.device, point, (*applying, *extra), process, defaults, op.file
-    )
+    device = suite.device or selection.device
+    return Case(suite.name, op.name, impl, op.version, device, point, (*applying, *extra), process, defaults, op.file)
 
 
 def record(case: Case, run: str, status: str, reason: str = "", **parts: Any) -> Record:

@@ -153,10 +153,13 @@ def make_plan(
     device = _open_device(selection, server)
     selection.device = device["name"]
     declared, broken = declare(server, selection.op_files)
-    _refuse_unknown_axes(selection, declared.values())
+    _refuse_unknown_axes(selection, declared.values(), suites.values())
     cases = expand(selection, suites.values(), declared, cores())
     roofs = any(suite.timed for suite in suites.values())
-    failed = [] if say is None else build_libraries(server, declared, cases, roofs, say)
+    failed = []
+    if say is not None:
+        calling = [case for case in cases if suites[case.suite].builds_impls]
+        failed = build_libraries(server, declared, calling, roofs, say) + prepare(server, suites.values(), say)
     return Plan(
         selection,
         suites,
@@ -211,6 +214,16 @@ def build_libraries(
     return failed
 
 
+def prepare(server: Server, suites: Iterable[Suite], say: Callable[[str], None]) -> list[str]:
+    """Has suites prepare what their cases need; tells what failed."""
+    failed = []
+    for suite in suites:
+        if type(suite).prepare is not Suite.prepare:
+            answer = _ask_once(server, {"do": "prepare", "suite": suite.name}, say)
+            failed += [] if answer["status"] == "ok" else [f"{suite.name}: {answer['reason']}"]
+    return failed
+
+
 def _open_device(selection: Selection, server: Server) -> Json:
     process: dict[str, AxisValue] = {name: axis.default for name, axis in PROCESS_AXES.items()} | {"threads": cores()}
     answer = _ask_once(server, {"do": "device", "device": selection.device, "process": process})
@@ -219,11 +232,12 @@ def _open_device(selection: Selection, server: Server) -> Json:
     return answer
 
 
-def _refuse_unknown_axes(selection: Selection, declared: Iterable[Declaration]) -> None:
-    own = {axis.name: axis for op in declared for axis in op.extra_axes}
+def _refuse_unknown_axes(selection: Selection, declared: Iterable[Declaration], suites: Iterable[Suite]) -> None:
+    own = {axis for op in declared for axis in op.extra_axes} | {axis for suite in suites for axis in suite.extra_axes}
     for name in selection.axes:
-        if not selection.is_shared_axis(name) and name not in own:
-            raise UsageError(f"--axis: {name!r} is not one of {', '.join(sorted(own)) or 'no further axes'}")
+        names = sorted({axis.name for axis in own})
+        if not selection.is_shared_axis(name) and name not in names:
+            raise UsageError(f"--axis: {name!r} is not one of {', '.join(names) or 'no further axes'}")
 
 
 def _costs(server: Server, cases: list[Case]) -> dict[str, Json]:

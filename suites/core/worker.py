@@ -4,6 +4,7 @@ Requests (`do`):
     declare    read an op file: its ops, impls and axes
     costs      closed forms of cases
     build      build libraries, saying each step
+    prepare    have a suite build what its cases need, saying each step
     device     describe the device and its free memory
     examine    tell what can be loaded, and who else uses the device
     begin      build a case's inputs, check its result, set up its clocks
@@ -84,6 +85,11 @@ class Worker:
             except BuildError as error:
                 failed.append(f"csrc/{name} cannot be built: {one_line(error)}")
         return {"failed": failed}
+
+    def do_prepare(self, request: Json) -> Json:
+        name = request["suite"]
+        suites()[name].prepare(lambda line: self._say(f"{name}: {line}"))
+        return {}
 
     def do_examine(self, request: Json) -> Json:
         from ops.core import native

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,10 @@ from ops.core import build
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CSRC", "KINDS", "Checked", "EmulationError", "Race", "Site", "Traffic", "compile_kernels", "missing"]
+__all__ = [
+    *("CSRC", "KINDS", "Checked", "EmulationError", "Launch", "Race", "Site", "Traffic"),
+    *("compile_kernels", "demangled", "kept", "missing"),
+]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -79,22 +82,23 @@ def compile_kernels(sources: Sequence[Path], kind: str, csrc: Path = CSRC, cache
         raise EmulationError(lacking)
     cache = cache or ROOT / ".build"
     cache.mkdir(parents=True, exist_ok=True)
-    checker = _once(cache, "checker", [CHECKER, HEADER], _compile_checker) if kind == "checked" else None
+    checker = kept(cache, "checker", [CHECKER, HEADER], _compile_checker) if kind == "checked" else None
     headers = sorted(path for path in csrc.rglob("*") if path.is_file() and path.suffix not in (".cpp", ".cu"))
 
     def make(work: Path) -> None:
         _compile(sources, kind, csrc, checker, work)
 
-    return _once(cache, kind, [*sources, *headers, HEADER, *([CHECKER] if checker else [])], make) / "library.so"
+    return kept(cache, kind, [*sources, *headers, HEADER, *([CHECKER] if checker else [])], make) / "library.so"
 
 
-def _once(cache: Path, name: str, inputs: Sequence[Path], make: Callable[[Path], None]) -> Path:
+def kept(cache: Path, name: str, inputs: Sequence[Path], make: Callable[[Path], None]) -> Path:
     """The directory that `make` fills, named after the content of all inputs, made unless it is there."""
-    digest = hashlib.sha256(repr((name, KINDS, FLAGS, CHECKER_FLAGS, _cuda_headers())).encode())
+    digest = hashlib.sha256(repr((name, KINDS, FLAGS, CHECKER_FLAGS)).encode())
     for path in (*inputs, Path(__file__)):
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
-    compiler = Path(str(shutil.which("g++"))).resolve().stat()
-    digest.update(f"{compiler.st_size} {compiler.st_mtime_ns}".encode())
+    for compiler in (shutil.which("g++"), build.find_nvcc()):  # CUDA's headers come with nvcc
+        real = Path(str(compiler)).resolve()
+        digest.update(f"\0{real} {real.stat().st_size} {real.stat().st_mtime_ns}".encode())
     target = cache / f"emulated-{name}-{digest.hexdigest()[:16]}"
     with (cache / f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -217,6 +221,16 @@ class Traffic:
     touched: int
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch: blocks of the grid, threads and bytes of shared memory of a block."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    shared: int
+
+
 class Checked:
     """What `checker.cpp` saw of the kernels of a library that were run since `watch` began.
 
@@ -254,6 +268,10 @@ class Checked:
             first, second = sorted(self._place(site) for site in race["sites"])
             counts[self._kernel(race["kernel"]), race["between"], race["memory"], (first, second)] += race["count"]
         return [Race(*key, count) for key, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+    def launches(self) -> list[Launch]:
+        """In the order in which they were made."""
+        return [Launch(kernel, t["blocks"], t["threads"], t["shared_bytes"]) for kernel, t in self._launches()]
 
     def sites(self) -> list[Site]:
         """Every access in the code, by kernel and place."""
@@ -311,6 +329,11 @@ class Checked:
             own = [line for line in lines if not line.startswith(("device.cuh:", HEADER.name))]
             self._places[address] = " < ".join(own or lines)
         return self._places[address]
+
+
+def demangled(names: Iterable[str]) -> list[str]:
+    """`forward_kernel<float, false>` for each mangled name of a kernel."""
+    return [_short(line) for line in _run(["c++filt", *names]).splitlines()]
 
 
 def _short(name: str) -> str:
