@@ -196,9 +196,9 @@ class ODConv(_Conditional):
         squeezed = features.mean((2, 3)) @ layer.squeeze.weight.T
         scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
         hidden = ((squeezed - cast(Tensor, norm.running_mean)) * scale + norm.bias).relu()
-        weight = layer.weight
+        weight = layer.weight.abs() if absolute else layer.weight
         if absolute:
-            features, weight = features.abs(), weight.abs()
+            features = features.abs()
         kernels = features.new_ones(n, 1)
         if layer.over_kernels is not None:
             kernels = layer.over_kernels(hidden).softmax(1)

@@ -15,6 +15,7 @@ from .core.arrange import (
     axis_text,
     device_names,
 )
+from .core.cheapest import choices, recommendation
 from .core.claims.judge import Judgement, judge, verdict_counts
 from .core.claims.poster import unclaimed
 from .core.growth import growths
@@ -53,6 +54,11 @@ _SLOPES = """\
 d log(quantity) / d log(n, c or k) with 95 % bounds, beside the slope of the closed form over the same points: of the
 multiply-accumulates for latency, of generated filters and output for memory. A call of less than 4 times the smallest
 call of its op is mostly overhead and left out.
+"""
+_CHEAPEST = """\
+By latency, memory beyond inputs and parameters, and parameters. Filters that cannot be told apart, as their bounds
+overlap or their counts are equal, are named together, the cheapest first, whose price is told. Operators whose filters
+are given, ddf_op and dcnv4, do not pay for predicting them and have no part. [cheapest.csv](cheapest.csv) has the same.
 """
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
 
@@ -153,11 +159,21 @@ def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[st
             if picture.metric == view.name:
                 alt = escape(f"{picture.title}: {picture.where}")
                 parts.append(f"[![{alt}]({picture.path}.png)]({picture.path}.svg)\n")
+    parts += _recommendation(arranged, suite)
     if suite == "complexity":
         parts += _growth(arranged.runs)
     parts += _differences(arranged.suites[suite])
     parts.append(f"All metrics: [tables/{suite}.md](tables/{suite}.md), [tables/{suite}.csv](tables/{suite}.csv).\n")
     return parts
+
+
+def _recommendation(arranged: Arrangement, suite: str) -> list[str]:
+    """The cheapest filter of each shape."""
+    chosen = choices(arranged, suite)
+    if not chosen:
+        return []
+    header, rows = recommendation(chosen)
+    return ["### The cheapest filter that is predicted from its input\n", _CHEAPEST, table(header, rows)]
 
 
 def _growth(runs: list[Run]) -> list[str]:

@@ -160,7 +160,9 @@ class Suite:
     #: Ops that it takes where nobody names any, instead of the preset's, which leave them out.
     ops: ClassVar[tuple[str, ...]] = ()
     #: Values of axes that it takes where nobody asks for others, instead of the preset's; None: all that are allowed.
-    own_values: ClassVar[Mapping[str, tuple[AxisValue, ...] | None]] = {}
+    own_values: ClassVar[Mapping[str, tuple[Any, ...] | None]] = {}
+    #: Clocks that it does not sample.
+    without: ClassVar[tuple[str, ...]] = ()
     #: Whether each impl is a case of its own; else the first impl stands for the op.
     per_impl: ClassVar[bool] = True
     timed: ClassVar[bool] = False
@@ -188,6 +190,13 @@ class Suite:
         Raises:
             Exception: if it cannot; the text is told, and its cases will say the same.
         """
+
+    def variations(self, preset: str) -> Sequence[Mapping[str, Any]]:
+        """The points that it takes, each by the axes in which it differs from the others' grid, with their values.
+
+        An axis that is asked for is not varied; one that an op does not have is not varied for it.
+        """
+        return ({},)
 
     def by_formula(self, point: Point, costs: Costs) -> list[Metric]:
         """What closed forms tell of a case; told too of a case that need not be measured."""

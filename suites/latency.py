@@ -35,6 +35,6 @@ class Latency(Suite):
         metrics.append(Metric("macs", "MAC", sum(bench.costs.macs.values())))
         metrics.append(Metric("floor_bytes", "B", bench.costs.floor_bytes))
         working_set = sum(bench.costs.memory.values())
-        clocks = bench.clocks()
+        clocks = bench.clocks(self.without)
         settings = {"fits_cache": working_set <= bench.device.cache, "working_set": working_set, "roof": bench.op.roof}
         return Begun(metrics, clocks, settings)

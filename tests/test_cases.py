@@ -10,6 +10,7 @@ import pytest
 from ops import Axis, Point
 from suites import Case, Declaration, Suite, suites
 from suites.core.cases import PRESETS, Selection, UsageError, expand, groups
+from suites.sweep import FEW, VALUES
 
 CONV = Declaration("conv", "Conv", 1, "conv.py", "matmul", False, (), ("torch",), (), {})
 HEAD = Axis("head", 1, "groups of channels with a spatial filter each")
@@ -109,6 +110,59 @@ def test_presets_give_the_documented_shapes() -> None:
     assert (200, 300) in {(case.point.height, case.point.width) for case in full}
     assert {case.point.batch for case in full} == {32}
     assert set(PRESETS) == {"quick", "paper", "full"}
+
+
+class OneAtATime(Suite):
+    name, help = "one_at_a_time", ""
+    own_values: ClassVar = {"size": ((7, 7),)}
+
+    def variations(self, preset: str) -> tuple[dict[str, object], ...]:
+        return ({}, {"stride": 2}, {"stride": 1}, {"head": 4}, {"batch": 2, "size": (3, 5)})
+
+
+def varied(**changes: object) -> list[str]:
+    cases = expand(selection(**changes), [OneAtATime()], DECLARED, cores=4)
+    return [case.id.removeprefix("one_at_a_time:").replace("@cpu:float32:nchw:forward", "") for case in cases]
+
+
+def test_variations_differ_from_the_centre_in_what_they_name_where_an_op_has_it() -> None:
+    assert varied(impls=["torch", "composite"]) == [
+        "conv/torch:n1c256h7w7k3s1d1",
+        "ddf/composite:n1c256h7w7k3s1d1:mul",
+        "ddf/composite:n1c256h7w7k3s1d1:mul:head=4",
+        "conv/torch:n1c256h7w7k3s2d1",
+        "ddf/composite:n1c256h7w7k3s2d1:mul",
+        "conv/torch:n2c256h3w5k3s1d1",
+        "ddf/composite:n2c256h3w5k3s1d1:mul",
+    ]
+
+
+def test_what_is_asked_for_is_not_varied() -> None:
+    assert varied(ops=["conv"], axes={"size": [[9, 9]], "stride": [1, 3]}) == [
+        "conv/torch:n1c256h9w9k3s1d1",
+        "conv/torch:n1c256h9w9k3s3d1",
+    ]
+
+
+def test_the_sweep_has_a_point_for_each_value_of_each_axis() -> None:
+    sweep = suites()["sweep"]
+    for preset, axes in (("quick", FEW), ("paper", VALUES)):
+        cases = expand(selection(preset=preset, ops=["ddf"], impls=["composite"]), [sweep], DECLARED, cores=4)
+        points = [{**case.values, "size": (case.point.height, case.point.width)} for case in cases]
+        near = [point for point in points if point["size"] != (200, 300)]
+        for axis, values in axes.items():
+            for value in values if axis != "se_ratio" else ():  # which this op does not have
+                (found,) = [point for point in near if point[axis] == value]
+                differing = {name for name in found if found[name] != points[0][name]}
+                assert differing - {"height", "width"} == {axis}
+                assert axis == "size" or differing == {axis}
+        assert [p["batch"] for p in points if p["size"] == (200, 300)] == [2]
+
+
+def test_ops_that_a_suite_takes_by_default_are_left_to_it_in_the_preset_full() -> None:
+    beside = replace(CONV, name="involution")
+    cases = expand(selection(preset="full"), [PARAMS], {**DECLARED, "involution": beside}, cores=4)
+    assert {case.op for case in cases} == {"conv", "ddf"}
 
 
 def test_ops_of_an_op_file_take_part_without_being_named() -> None:

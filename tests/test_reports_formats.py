@@ -56,13 +56,9 @@ def rows_of(name: str, *runs: Run) -> list[dict[str, str]]:
 
 
 def test_formats_are_found_in_their_order() -> None:
-<<<<<<< HEAD
-    assert list(formats()) == ["csv", "claims", "plots", "markdown", "html"]
-=======
-    assert list(usual_formats()) == ["csv", "claims", "plots", "markdown"]
+    assert list(usual_formats()) == ["csv", "claims", "cheapest", "plots", "markdown", "html"]
     on_request = ["github", "junit", "github-action-benchmark", "bencher", "parquet"]
     assert list(formats()) == [*usual_formats(), *on_request]
->>>>>>> 922fc86 (History: an index of runs, change points confirmed by permutation; exports for JUnit, GitHub, github-action-benchmark, Bencher and Parquet)
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)

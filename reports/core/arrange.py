@@ -42,6 +42,7 @@ class View:
         drawn: whether it is plotted.
         over: an op; values are divided by that of its best impl at the same place.
         formula: the metric that tells it by closed form, where nothing was measured.
+        each: whether it is drawn against each axis that takes several values, as of points that differ in one axis.
     """
 
     suite: str
@@ -52,6 +53,7 @@ class View:
     drawn: bool = True
     over: str = ""
     formula: str = ""
+    each: bool = False
 
     @property
     def name(self) -> str:
@@ -83,6 +85,27 @@ VIEWS = (
     View(
         *("memory", "filter_memory", "Memory of generated filters", "generates filters of {}"),
         formula="filter_memory_formula",
+    ),
+    *(
+        View(suite, *told, each=suite == "sweep")
+        for suite in ("neighbours", "sweep")
+        for told in (
+            ("latency_device", "Latency, warm, device clock", "takes {}"),
+            ("latency_wall", "Latency, warm, host clock", "takes {}"),
+        )
+    ),
+    *(
+        view
+        for suite in ("neighbours", "sweep")
+        for view in (
+            View(
+                *(suite, "peak_memory", "Runtime memory, beyond inputs and parameters", "takes {}"),
+                formula="peak_memory_formula",
+                drawn=suite == "neighbours",
+            ),
+            View(suite, "params", "Parameters", "has {} parameters", by_impl=False, drawn=suite == "neighbours"),
+            View(suite, "macs", "Multiply-accumulates of one call", "needs {}", by_impl=False, drawn=False),
+        )
     ),
     View("complexity", "latency_device_n1c8k3", "The smallest call: one pixel, 8 channels, device clock", drawn=False),
     View("complexity", "latency_wall_n1c8k3", "The smallest call: one pixel, 8 channels, host clock", drawn=False),

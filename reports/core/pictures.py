@@ -17,6 +17,8 @@ MOST_PICTURES = 5
 GROWTH_PATH = "plots/complexity-growth"
 #: What a metric is drawn against: the first of these that takes several values, else bars.
 _X_AXES = ("resolution", "channels", "kernel_size", "batch", "threads")
+#: The same of a view that is drawn against each.
+_EACH = (*_X_AXES, "stride", "dilation")
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
 
 
@@ -71,24 +73,53 @@ def drawn_growths(runs: list[Run]) -> list[Growth]:
 def pictures(arranged: Arrangement) -> tuple[list[Picture], int]:
     """The pictures of some runs, and how many more there would be.
 
-    Each view has its fullest one; there are second ones only up to `MOST_PICTURES` in all.
+    Each view has its fullest one, of each axis if it is drawn against each; there are second ones only up to
+    `MOST_PICTURES` in all.
     """
-    by_view = [panels(arranged, view) for suite in arranged.suites for view in arranged.views(suite) if view.drawn]
-    found = [numbered for pictures in by_view for numbered in enumerate(pictures)]
+    by_axis = [
+        found
+        for suite in arranged.suites
+        for view in arranged.views(suite)
+        if view.drawn
+        for found in _by_axis(arranged, view)
+    ]
+    found = [numbered for pictures in by_axis for numbered in enumerate(pictures)]
     ordered = [picture for _, picture in sorted(found, key=lambda f: f[0])]
     drawn = max(MOST_PICTURES, sum(place == 0 for place, _ in found))
     return ordered[:drawn], len(ordered[drawn:])
 
 
 def panels(arranged: Arrangement, view: View) -> list[Picture]:
-    """All pictures of a view, the fullest first."""
-    return sorted(_panels(arranged.runs, view, arranged.pivot(view)), key=lambda picture: -picture.points)
+    """All pictures of a view, the fullest first; of one that is drawn against each axis, one for each."""
+    return [picture for pictures in _by_axis(arranged, view) for picture in pictures]
 
 
-def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
+def _by_axis(arranged: Arrangement, view: View) -> list[list[Picture]]:
+    """The pictures of a view by what they are drawn against, the fullest first."""
+    table, found = arranged.pivot(view), []
+    for x_axis in _x_axes(view, table):
+        drawn = sorted(_panels(arranged.runs, view, table, x_axis), key=lambda picture: -picture.points)
+        # most points of the others have but one value of this axis
+        found.append([picture for picture in drawn if len(picture.ticks) > 1][:1] if view.each else drawn)
+    return found
+
+
+def _x_axes(view: View, table: Pivot) -> list[str | None]:
+    """What it is drawn against: the first axis of several values, or each; None for bars."""
+    valued = _valued(table)
+    several = [axis for axis in _EACH if len({place[_INDEX[axis]] for place in valued} - {None}) > 1]
+    if view.each and several:
+        return list(several)
+    return [next((axis for axis in several if axis in _X_AXES), None)]
+
+
+def _valued(table: Pivot) -> list[Place]:
+    return [place for place in table.rows if any(table.value(place, series) for series in table.columns)]
+
+
+def _panels(runs: list[Run], view: View, table: Pivot, x_axis: str | None) -> list[Picture]:
     """One picture for each combination of the axes that it is not drawn against."""
-    valued = [place for place in table.rows if any(table.value(place, series) for series in table.columns)]
-    x_axis = next((axis for axis in _X_AXES if len({place[_INDEX[axis]] for place in valued} - {None}) > 1), None)
+    valued = _valued(table)
     groups: dict[Place, list[Place]] = {}
     for place in table.rows:
         groups.setdefault(_without(place, x_axis), []).append(place)
@@ -101,7 +132,8 @@ def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
         found.append(
             Picture(
                 suite=view.suite,
-                path="plots/" + "-".join([view.suite, view.name, *(_slug(axis, common) for axis in varying)]),
+                path="plots/"
+                + "-".join([view.suite, view.name, *_along(view, x_axis), *(_slug(axis, common) for axis in varying)]),
                 title=view.title,
                 where=", ".join(filter(None, (device, place_text(common)))),
                 metric=view.name,
@@ -115,6 +147,11 @@ def _panels(runs: list[Run], view: View, table: Pivot) -> list[Picture]:
             )
         )
     return [picture for picture in found if picture.points]
+
+
+def _along(view: View, x_axis: str | None) -> list[str]:
+    """What tells a picture from those of the same view against other axes."""
+    return [f"along_{x_axis}"] if view.each and x_axis else []
 
 
 def _lines(

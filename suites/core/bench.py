@@ -75,14 +75,14 @@ class Bench:
         call = self._with_gradients() if self.case.point.backward else self.forward
         return self.device.slowed(call, self._slowdown) if self._slowdown else call
 
-    def clocks(self) -> dict[str, Clock]:
-        """The clocks of `call` by metric, each set up and warmed up."""
+    def clocks(self, without: Collection[str] = ()) -> dict[str, Clock]:
+        """The clocks of `call` by metric, but those named, each set up and warmed up."""
         makers = dict(self.device.clocks(self.call))
         if self._out is not None:
             makers["latency_out"] = self.device.clocks(self._out)["latency_wall"]
         if self.case.process["malloc"] == "default":
             makers = {"latency_default_malloc": makers["latency_wall"]}
-        return {name: make() for name, make in makers.items() if self._wants(name)}
+        return {name: make() for name, make in makers.items() if self._wants(name) and name not in without}
 
     def _wants(self, clock: str) -> bool:
         return self._wanted is None or clock in self._wanted

@@ -222,13 +222,30 @@ def _op_cases(selection: Selection, suite: Suite, op: Declaration, cores: int) -
     ]
     if "height" in suite.axes:
         names.append("size")  # last, so that it varies fastest and tables read from small to large
-    grid = itertools.product(*(_values(selection, suite, op, name, cores) for name in names))
-    return [
-        _case(selection, suite, op, impl, dict(zip(names, values, strict=True)), own, cores)
-        for values in grid
-        for own in _own_values(selection, suite, op, cores)
-        for impl in _impls(selection, suite, op)
-    ]
+    cases = []
+    own = (*op.extra_axes, *suite.extra_axes)
+    known = {*names, *(axis.name for axis in own), *(("combine",) if op.combines else ())}
+    for varied in suite.variations(selection.preset):
+        if not known.issuperset(varied) or not selection.axes.keys().isdisjoint(varied):
+            continue
+        lists = {
+            name: [varied[name]] if name in varied else _values(selection, suite, op, name, cores) for name in names
+        }
+        own_lists = _own_values(selection, suite, op, cores) | {
+            name: [value] for name, value in varied.items() if name not in names
+        }
+        cases += [
+            _case(selection, suite, op, impl, values, own, cores)
+            for values in _grid(lists)
+            for own in _grid(own_lists)
+            for impl in _impls(selection, suite, op)
+        ]
+    return list({case.id: case for case in cases}.values())
+
+
+def _grid(lists: Mapping[str, Iterable[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the values, by name."""
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
 def _values(selection: Selection, suite: Suite, op: Declaration, name: str, cores: int) -> list[Any]:
@@ -242,12 +259,11 @@ def _values(selection: Selection, suite: Suite, op: Declaration, name: str, core
     return selection.values(name, cores)
 
 
-def _own_values(selection: Selection, suite: Suite, op: Declaration, cores: int) -> list[dict[str, AxisValue]]:
+def _own_values(selection: Selection, suite: Suite, op: Declaration, cores: int) -> dict[str, list[Any]]:
     """Values of the axes that only some ops have: `combine` and the op's own."""
     combine = {"combine": selection.values("combine", cores)} if op.combines and "combine" in suite.axes else {}
     further = (*op.extra_axes, *suite.extra_axes)
-    varied = {**combine, **{axis.name: _values_of(selection, suite, axis) for axis in further}}
-    return [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+    return {**combine, **{axis.name: _values_of(selection, suite, axis) for axis in further}}
 
 
 def _values_of(selection: Selection, suite: Suite, axis: Axis) -> list[AxisValue]:
