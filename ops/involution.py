@@ -19,6 +19,57 @@ from .core.taps import windows
 from .ddf import ddf, need_native
 
 
+class InvolutionOp(Op):
+    """The filters H, (N, C/g * k*k, Ho, Wo), applied to the features; they are given."""
+
+    name, title = "involution_op", "Involution Op"
+
+    def fvcore_handles(self) -> Mapping[str, Callable[[list[Any], list[Any]], int]]:
+        return native.fvcore_handles()
+
+    def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
+        n, c, size = point.batch, point.channels, (point.out_height, point.out_width)
+        filters = c // gcd(layers.GROUP, c) * point.taps
+        return Inputs(
+            {
+                "features": normal((n, c, point.height, point.width), point, generator),
+                "filters": normal((n, filters, *size), point, generator, 1 / point.kernel_size),
+            }
+        )
+
+    def apply(self, inputs: Inputs, point: Point) -> Tensor:
+        return _sum_terms(inputs["features"], inputs["filters"], point)
+
+    def magnitude(self, inputs: Inputs, point: Point) -> Tensor:
+        return _sum_terms(inputs["features"].abs(), inputs["filters"].abs(), point)
+
+    def costs(self, point: Point) -> Costs:
+        """No parameters; one MAC a tap and output.
+
+        floor_bytes: features x and filters f read, output o written; a backward pass reads x, f and the gradient of o,
+        and writes those of x and f: 3 (x + f) + 2 o in all.
+        """
+        c, products = point.channels, 3 if point.backward else 1
+        features, output = point.pixels * c, point.out_pixels * c
+        filters = point.out_pixels * c // gcd(layers.GROUP, c) * point.taps
+        read = features + filters
+        return Costs(
+            params={},
+            macs={"dynamic_filter": products * output * point.taps},
+            floor_bytes=(3 * read + 2 * output if point.backward else read + output) * point.itemsize,
+            memory=held(point, features=features, given_filters=filters, output=output),
+        )
+
+
+def _sum_terms(features: Tensor, filters: Tensor, point: Point) -> Tensor:
+    """The filters spread over the channels of their groups, and applied tap by tap."""
+    by_channel = filters.unflatten(1, (-1, point.taps)).repeat_interleave(gcd(layers.GROUP, point.channels), 1)
+    out = torch.zeros_like(by_channel[:, :, 0])
+    for j, window in enumerate(windows(features, point.kernel_size, point.stride, point.dilation)):
+        out = out + by_channel[:, :, j] * window
+    return out
+
+
 class Involution(Op):
     """The layer of RedNet; see `core.networks.involution`."""
 
@@ -42,7 +93,7 @@ class Involution(Op):
         return self._sum_terms(inputs, point, absolute=True)
 
     def _sum_terms(self, inputs: Inputs, point: Point, absolute: bool) -> Tensor:
-        """The filters from the parameters alone, spread over the channels of their groups, and applied tap by tap."""
+        """The filters from the parameters alone, and their application."""
         features, layer = inputs["features"], cast(layers.Involution, inputs.module)
         conv, norm = cast(nn.Conv2d, layer.reduce[0]), cast(nn.BatchNorm2d, layer.reduce[1])
         read = F.avg_pool2d(features, point.stride, ceil_mode=True)
@@ -51,12 +102,7 @@ class Involution(Op):
         weight, bias = layer.span.weight, cast(Tensor, layer.span.bias)
         if absolute:
             features, weight, bias = features.abs(), weight.abs(), bias.abs()
-        group = gcd(layers.GROUP, point.channels)
-        filters = F.conv2d(hidden, weight, bias).unflatten(1, (-1, point.taps)).repeat_interleave(group, 1)
-        out = torch.zeros_like(filters[:, :, 0])
-        for j, window in enumerate(windows(features, point.kernel_size, point.stride, point.dilation)):
-            out = out + filters[:, :, j] * window
-        return out
+        return _sum_terms(features, F.conv2d(hidden, weight, bias), point)
 
     def filters(self, inputs: Inputs, point: Point) -> tuple[Tensor, ...]:
         return (cast(layers.Involution, inputs.module).filters(inputs["features"]),)
@@ -91,45 +137,63 @@ class Involution(Op):
         )
 
 
-@Involution.impl("native", library="ddf")
-def _(inputs: Inputs, point: Point) -> Closure:
-    """The DDF operator with a channel filter of ones, each group of channels as a sample of its own."""
-    need_native(inputs, point)
-    features, layer = inputs["features"], cast(layers.Involution, inputs.module)
-    n, c, k, group = point.batch, point.channels, point.kernel_size, layer.group
-    samples = n * c // group
-    ones = features.new_ones(samples, group, k, k)
+Apply = Callable[[Tensor, Tensor], Tensor]
 
-    def involution() -> Tensor:
-        filters = layer.filters(features)
-        size = filters.shape[2:]
+
+def _natively(inputs: Inputs, point: Point) -> Apply:
+    """The DDF operator with a channel filter of ones, each group of channels as a sample of its own.
+
+    Raises:
+        Skip: if the native operator cannot serve the case.
+    """
+    need_native(inputs, point)
+    n, c, k, group = point.batch, point.channels, point.kernel_size, gcd(layers.GROUP, point.channels)
+    samples, size = n * c // group, (point.out_height, point.out_width)
+    ones = inputs["features"].new_ones(samples, group, k, k)
+
+    def apply(features: Tensor, filters: Tensor) -> Tensor:
         # as in DDF with several heads, anything but contiguous features is copied
         by_group = features.reshape(samples, group, point.height, point.width)
-        return ddf(by_group, ones, filters.reshape(samples, k * k, *size), k, point.dilation, point.stride).view(
-            n, c, *size
-        )
+        of_group = filters.reshape(samples, k * k, *size)
+        return ddf(by_group, ones, of_group, k, point.dilation, point.stride).view(n, c, *size)
 
-    return involution
-
-
-@Involution.impl("composite")
-def _(inputs: Inputs, point: Point) -> Closure:
-    """The layer as networks have it: tap by tap."""
-    features, layer = inputs["features"], cast(layers.Involution, inputs.module)
-    return lambda: layer(features)
+    return apply
 
 
-@Involution.impl("unfold")
-def _(inputs: Inputs, point: Point) -> Closure:
+def _by_taps(inputs: Inputs, point: Point) -> Apply:
+    """As networks have it: tap by tap."""
+    settings = point.kernel_size, point.stride, point.dilation
+    return lambda features, filters: layers.apply_by_taps(features, filters, *settings)
+
+
+def _unfolded(inputs: Inputs, point: Point) -> Apply:
     """The form of the paper's algorithm: all that the taps read is unfolded in memory, multiplied and summed."""
-    features, layer = inputs["features"], cast(layers.Involution, inputs.module)
-    k, groups = point.kernel_size, point.channels // layer.group
+    n, k, group = point.batch, point.kernel_size, gcd(layers.GROUP, point.channels)
+    groups, size = point.channels // group, (point.out_height, point.out_width)
 
-    def involution() -> Tensor:
-        filters = layer.filters(features)
-        size = filters.shape[2:]
+    def apply(features: Tensor, filters: Tensor) -> Tensor:
         read = F.unfold(features, k, point.dilation, point.padding, point.stride)
-        by_group = read.view(-1, groups, layer.group, k * k, *size)
-        return (filters.view(-1, groups, 1, k * k, *size) * by_group).sum(3).flatten(1, 2)
+        terms = filters.reshape(n, groups, 1, k * k, *size) * read.view(n, groups, group, k * k, *size)
+        return terms.sum(3).flatten(1, 2)
 
-    return involution
+    return apply
+
+
+def _attach(name: str, make: Callable[[Inputs, Point], Apply], library: str = "") -> None:
+    """The impl `name` of the application and of the layer."""
+
+    def alone(inputs: Inputs, point: Point) -> Closure:
+        apply, features, filters = make(inputs, point), inputs["features"], inputs["filters"]
+        return lambda: apply(features, filters)
+
+    def whole(inputs: Inputs, point: Point) -> Closure:
+        apply, features, layer = make(inputs, point), inputs["features"], cast(layers.Involution, inputs.module)
+        return lambda: apply(features, layer.filters(features))
+
+    InvolutionOp.impl(name, library=library)(alone)
+    Involution.impl(name, library=library)(whole)
+
+
+_attach("native", _natively, library="ddf")
+_attach("composite", _by_taps)
+_attach("unfold", _unfolded)

@@ -58,7 +58,7 @@ call of its op is mostly overhead and left out.
 _CHEAPEST = """\
 By latency, memory beyond inputs and parameters, and parameters. Filters that cannot be told apart, as their bounds
 overlap or their counts are equal, are named together, the cheapest first, whose price is told. Operators whose filters
-are given, ddf_op and dcnv4, do not pay for predicting them and have no part. [cheapest.csv](cheapest.csv) has the same.
+are given, as of ddf_op, do not pay for predicting them and have no part. [cheapest.csv](cheapest.csv) has the same.
 """
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
 

@@ -52,7 +52,7 @@ class Neighbours(_Priced):
     help = "DDF beside convolutions, dynamic filters, involution, attention: latency, memory and parameters"
     ops = (
         *("conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"),
-        *("involution", "dw_weightnet", "condconv", "odconv", "pac", "local_attention", "dcnv4"),
+        *("involution_op", "involution", "dw_weightnet", "condconv", "odconv", "pac", "local_attention", "dcnv4"),
     )
 
     def variations(self, preset: str) -> Sequence[Mapping[str, Any]]:

@@ -198,6 +198,13 @@ def expected(name: str, inputs: Inputs, point: Point) -> Array:
     if name == "ddf_op":
         return ddf(x, arrays["channel_filter"].reshape(*x.shape[:2], taps), arrays["spatial_filter"], point)
     arrays |= statistics(inputs)
+    if name == "involution_op":
+        repeats = c * taps // arrays["filters"].shape[1]
+
+        def filter_at(n: int, row: int, column: int) -> Array:
+            return np.repeat(arrays["filters"][n, :, row, column].reshape(-1, taps), repeats, 0)
+
+        return apply(x, point, filter_at)
     if name == "involution":
         return involution(x, arrays, point)
     if name in ("dw_weightnet", "condconv", "odconv"):

@@ -21,6 +21,9 @@ from suites.core.bench import relative_error
 
 #: File, op and impl.
 IMPLS = [
+    ("involution", "involution_op", "native"),
+    ("involution", "involution_op", "composite"),
+    ("involution", "involution_op", "unfold"),
     ("involution", "involution", "native"),
     ("involution", "involution", "composite"),
     ("involution", "involution", "unfold"),
@@ -80,6 +83,7 @@ def test_params_follow_the_number_of_learned_filters(name: str, extra: dict[str,
         ("pac", 256 * 256 * 9 + 256),
         ("local_attention", 4 * 256 * 257),
         ("dcnv4", 0),
+        ("involution_op", 0),
     ],
 )
 def test_params_at_256_channels_are_those_worked_out_by_hand(name: str, count: int) -> None:
@@ -96,6 +100,7 @@ def test_params_at_256_channels_are_those_worked_out_by_hand(name: str, count: i
         ("pac", 256 * 256 * 9, 0),
         ("local_attention", 4 * 256 * 256 + 256 * 9, 0),
         ("dcnv4", 256 * 9, 0),
+        ("involution_op", 256 * 9, 0),
     ],
 )
 def test_macs_at_256_channels_are_those_worked_out_by_hand(name: str, per_pixel: int, once: int) -> None:
@@ -176,7 +181,7 @@ def test_hard_edges(file: str, op: str, impl: str, point: Point) -> None:
             assert relative_error(result, *expected) <= ROUNDINGS["float32"] * ROUNDING["float32"]
 
 
-@pytest.mark.parametrize("name", ["involution", "dw_weightnet"])
+@pytest.mark.parametrize("name", ["involution_op", "involution", "dw_weightnet"])
 def test_native_is_exact_to_rounding(name: str) -> None:
     """The same filters, applied: what differs is a few roundings of a sum."""
     point = Point(batch=2, channels=32, height=28, width=28, kernel_size=7)

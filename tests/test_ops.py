@@ -24,7 +24,7 @@ OPS: dict[str, Op] = {name: op for path in FILES for name, op in ops.load(path).
 IMPLS = [(op, impl) for op in OPS.values() for impl in op.impls.values()]
 NAMES = ["conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"]
 #: Their closed forms have tests of their own.
-NEIGHBOURS = ["involution", "dw_weightnet", "condconv", "odconv", "pac", "local_attention", "dcnv4"]
+NEIGHBOURS = ["involution_op", "involution", "dw_weightnet", "condconv", "odconv", "pac", "local_attention", "dcnv4"]
 
 #: Allowed error relative to the magnitude, in roundings of the dtype; half precision rounds little but the result.
 ROUNDINGS = {"float64": 64, "float32": 64, "float16": 4, "bfloat16": 4}

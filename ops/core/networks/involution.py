@@ -16,6 +16,17 @@ from .resnet import BOTTLENECKS, Site, variant
 GROUP, REDUCTION = 16, 4
 
 
+def apply_by_taps(x: Tensor, filters: Tensor, kernel_size: int, stride: int = 1, dilation: int = 1) -> Tensor:
+    """Applies filters (N, C/g * k*k, Ho, Wo) to x (N, C, H, W); sums of half precision are accumulated in float32."""
+    by_tap = filters.unflatten(1, (-1, 1, kernel_size**2)).unbind(3)
+    accumulator = torch.promote_types(x.dtype, torch.float32)
+    out: Tensor | None = None
+    for tap, window in zip(by_tap, windows(x, kernel_size, stride, dilation), strict=True):
+        read = window.unflatten(1, (tap.shape[1], -1))
+        out = tap.to(accumulator) * read if out is None else out.addcmul_(tap, read)
+    return cast(Tensor, out).flatten(1, 2).to(x.dtype)
+
+
 class Involution(nn.Module):
     """out[n,c,y,x] = sum_j H[n, c // g, j, y, x] F[n, c, y*stride + dil*dy_j, x*stride + dil*dx_j], j over k x k taps.
 
@@ -35,21 +46,11 @@ class Involution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, Ho, Wo), Ho = floor((H-1)/stride)+1."""
-        return self.apply_filters(x, self.filters(x))
+        return apply_by_taps(x, self.filters(x), self.kernel_size, self.stride, self.dilation)
 
     def filters(self, x: Tensor) -> Tensor:
         """H, (N, C/g * k*k, Ho, Wo)."""
         return self.span(self.reduce(x if self.stride == 1 else F.avg_pool2d(x, self.stride, ceil_mode=True)))
-
-    def apply_filters(self, x: Tensor, filters: Tensor) -> Tensor:
-        """Tap by tap; sums of half precision are accumulated in float32."""
-        by_tap = filters.unflatten(1, (-1, 1, self.kernel_size**2)).unbind(3)
-        accumulator = torch.promote_types(x.dtype, torch.float32)
-        out: Tensor | None = None
-        for tap, window in zip(by_tap, windows(x, self.kernel_size, self.stride, self.dilation), strict=True):
-            read = window.unflatten(1, (-1, self.group))
-            out = tap.to(accumulator) * read if out is None else out.addcmul_(tap, read)
-        return cast(Tensor, out).flatten(1, 2).to(x.dtype)
 
     def macs(self, x: Tensor) -> dict[str, int]:
         """The application of the filters, a product for each tap and output."""
