@@ -2,7 +2,7 @@
 
 Metrics of one record: the latency of a call (`suites.latency`, warm), its memory (`suites.memory`), parameters and
 multiply-accumulates, so that the cheapest filter of each shape can be told by any of them. All take 3 x 3 taps, and at
-28 x 28 also the 7 x 7 of which involution and local attention were published.
+14 x 14 also the 7 x 7 of which involution and local attention were published.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Priced(Latency):
 
     default = False
     without = ("latency_cold", "latency_out")
-    ceiling = 0.15
+    ceiling = 0.1
 
     def by_formula(self, point: Point, costs: Costs) -> list[Metric]:
         return [Metric("params", "1", sum(costs.params.values()), better="less"), *Memory().by_formula(point, costs)]
@@ -56,4 +56,4 @@ class Neighbours(_Priced):
     )
 
     def variations(self, preset: str) -> Sequence[Mapping[str, Any]]:
-        return ({}, {"kernel_size": 7, "size": (28, 28)})
+        return ({}, {"kernel_size": 7, "size": (14, 14)})

@@ -223,8 +223,8 @@ def _op_cases(selection: Selection, suite: Suite, op: Declaration, cores: int) -
     if "height" in suite.axes:
         names.append("size")  # last, so that it varies fastest and tables read from small to large
     cases = []
-    own = (*op.extra_axes, *suite.extra_axes)
-    known = {*names, *(axis.name for axis in own), *(("combine",) if op.combines else ())}
+    further = {axis.name for axis in (*op.extra_axes, *suite.extra_axes)}
+    known = {*names, *further, *(("combine",) if op.combines else ())}
     for varied in suite.variations(selection.preset):
         if not known.issuperset(varied) or not selection.axes.keys().isdisjoint(varied):
             continue
