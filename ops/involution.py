@@ -155,7 +155,7 @@ def _natively(inputs: Inputs, point: Point) -> Apply:
         # as in DDF with several heads, anything but contiguous features is copied
         by_group = features.reshape(samples, group, point.height, point.width)
         of_group = filters.reshape(samples, k * k, *size)
-        return ddf(by_group, ones, of_group, k, point.dilation, point.stride).view(n, c, *size)
+        return ddf(by_group, ones, of_group, k, point.dilation, point.stride).reshape(n, c, *size)
 
     return apply
 

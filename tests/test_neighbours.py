@@ -41,6 +41,7 @@ EDGES = [
     Point(channels=1, height=1, width=1, kernel_size=15, dilation=8),
     Point(batch=2, channels=1, height=5, width=4, kernel_size=3, dilation=8),
     Point(channels=32, height=1, width=1),
+    Point(channels=32, height=6, width=5),
     Point(batch=2, channels=20, height=13, width=11, kernel_size=15),
     Point(channels=16, height=11, width=7, kernel_size=7, stride=3, dilation=2),
     Point(batch=2, channels=3, height=7, width=13, kernel_size=5, stride=3),
