@@ -1,5 +1,5 @@
-// The hot kernels: what large and small planes of float32 and of 16 bits run with. A test compiles
-// them for every architecture and looks for spills.
+// The hot kernels: what large and small planes of float32 and of 16 bits run with. The suite
+// `resources` compiles them for every architecture.
 
 #include "ddf/cuda/channels.cuh"
 #include "ddf/cuda/planes.cuh"
