@@ -233,7 +233,7 @@ def measure(
         done = directory.recorded()
         todo = [case for case in plan.cases if case.id not in done]
         untimed = [name for name, suite in chosen.items() if not suite.timed]
-        engine = Engine(selection, session.servers, plan, path.name, began)
+        engine = Engine(selection, session.servers, plan, path.name, began, str(path.resolve()))
         with Progress(len(todo), plan.total_forecast(todo)) as progress:
             broken = [record for record in plan.broken_records(path.name) if record.case not in done]
             for batch in chain([[(record, 0.0) for record in broken]], map(engine.measure, groups(todo, untimed))):

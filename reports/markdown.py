@@ -21,8 +21,10 @@ from .core.claims.poster import unclaimed
 from .core.growth import growths
 from .core.growth_told import FIT_HEADER, SLOPE_HEADER, fit_rows, slope_rows
 from .core.markup import code, escape, table
+from .core.operators import OPERATORS, operator_rows
 from .core.overview import overview, served
 from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
+from .core.roofline import SUITE, rooflines
 from .core.sections import (
     COUNTERS,
     LACKING,
@@ -162,6 +164,8 @@ def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[st
     parts += _recommendation(arranged, suite)
     if suite == "complexity":
         parts += _growth(arranged.runs)
+    if suite == SUITE:
+        parts += _profile(arranged)
     parts += _differences(arranged.suites[suite])
     parts.append(f"All metrics: [tables/{suite}.md](tables/{suite}.md), [tables/{suite}.csv](tables/{suite}.csv).\n")
     return parts
@@ -174,6 +178,15 @@ def _recommendation(arranged: Arrangement, suite: str) -> list[str]:
         return []
     header, rows = recommendation(chosen)
     return ["### The cheapest filter that is predicted from its input\n", _CHEAPEST, table(header, rows)]
+
+
+def _profile(arranged: Arrangement) -> list[str]:
+    """The rooflines, and the operators that take longest."""
+    parts = [f"[![roofline: {escape(each.where)}]({each.path}.png)]({each.path}.svg)\n" for each in rooflines(arranged)]
+    rows = operator_rows(arranged.suites[SUITE])
+    if rows:
+        parts += ["### Operators that take longest, at the largest resolution\n", table(OPERATORS, rows)]
+    return parts
 
 
 def _growth(runs: list[Run]) -> list[str]:

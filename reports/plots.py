@@ -16,6 +16,7 @@ from .core.arrange import BASELINES, Arrangement, Series, number
 from .core.growth import VARIABLES, Growth
 from .core.palette import Style, impl_styles, op_colors
 from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
+from .core.roofline import Roofline, rooflines
 from .core.units import quantity, round_quantity
 
 if TYPE_CHECKING:
@@ -49,11 +50,80 @@ def serialize(runs: list[Run]) -> dict[str, str | bytes]:
             figure = _draw(picture, colors, styles)
             files[f"{picture.path}.svg"] = _render(figure, "svg")
             files[f"{picture.path}.png"] = _render(figure, "png")
+        for roofline in rooflines(Arrangement(runs)):
+            figure = _draw_roofline(roofline, colors, styles)
+            files |= {f"{roofline.path}.{kind}": _render(figure, kind) for kind in ("svg", "png")}
         slopes = drawn_growths(runs)
         if slopes:
             figure = _draw_growths(slopes, colors)
             files |= {f"{GROWTH_PATH}.{kind}": _render(figure, kind) for kind in ("svg", "png")}
     return files
+
+
+def _draw_roofline(roofline: Roofline, colors: dict[str, str], styles: dict[str, Style]) -> Figure:
+    """Both axes logarithmic: roofs as lines, a point for each case, those of one series joined from small to large."""
+    from matplotlib.figure import Figure
+
+    series = list(dict.fromkeys(point.series for point in roofline.points))
+    width, height = 8.6, max(4.8, 0.19 * len(series) + 1.4)
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0.95 / width, 0.6 / height, 1 - 3.25 / width, 1 - 1.4 / height))
+    figure.text(0.12 / width, 1 - 0.12 / height, "Roofline", weight="bold", size=12, va="top")
+    note = "roofs measured in the same run: copies of the sizes that the cases move, and arithmetic"
+    figure.text(0.12 / width, 1 - 0.38 / height, f"{roofline.where}; {note}", size=9, color=_GREY, va="top")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    xs, ys = [p.intensity for p in roofline.points], [p.rate for p in roofline.points]
+    low, high = min(xs) / 3, max(xs) * 3
+    top = max([*roofline.ceilings.values(), *ys])
+    bottom = min([*ys, *(copy * low for copy in roofline.copies)])
+    axes.set_xlim(low, high)
+    axes.set_ylim(bottom / 2, top * 2.5)
+    for name, ceiling in roofline.ceilings.items():
+        axes.axhline(ceiling, color="black", linewidth=1.2)
+        text = f"{name} {quantity('', 'MAC/s', ceiling)}"
+        axes.text(0.42, ceiling * 1.05, text, size=8, ha="center", transform=axes.get_yaxis_transform())
+    for copy in roofline.copies:
+        end = min(high, top / copy)
+        axes.plot([low, end], [low * copy, end * copy], "--", color="black", linewidth=1)
+        axes.annotate(
+            f"copy {quantity('', 'B/s', copy)}",
+            (low * 1.15, low * 1.15 * copy),
+            xytext=(0, 5),
+            textcoords="offset points",
+            size=8,
+            rotation=math.degrees(math.atan2(*_slope(axes))),
+            rotation_mode="anchor",
+        )
+    for one in series:
+        marker, line = styles[one.impl]
+        some = [point for point in roofline.points if point.series == one]
+        axes.plot(
+            [p.intensity for p in some],
+            [p.rate for p in some],
+            line,
+            marker=marker,
+            color=colors[one.op],
+            linewidth=0.8,
+            markersize=5,
+            label=_short(one.label),
+        )
+    figure.legend(loc="upper left", bbox_to_anchor=(1 - 2.2 / width, 1 - 0.7 / height), fontsize=8, frameon=False)
+    for axis, (least, most), unit in ((axes.xaxis, axes.get_xlim(), "1"), (axes.yaxis, axes.get_ylim(), "MAC/s")):
+        decades = range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)
+        axis.set_ticks([10.0**n for n in decades], labels=[round_quantity("", unit, 10.0**n) for n in decades])
+        axis.minorticks_off()
+    axes.set_xlabel("multiply-accumulates for each byte that must move")
+    axes.set_ylabel("multiply-accumulates a second")
+    axes.grid(True, color="#DDDDDD", linewidth=0.7)
+    return figure
+
+
+def _slope(axes: Axes) -> tuple[float, float]:
+    """Rise and run, in inches, of a line that is proportional in logarithms."""
+    (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
+    box = axes.get_window_extent()
+    return box.height / math.log(y1 / y0), box.width / math.log(x1 / x0)
 
 
 def _draw_growths(slopes: list[Growth], colors: dict[str, str]) -> Figure:

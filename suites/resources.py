@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, ClassVar
 from ops import Axis, Skip
 from reports import Json, Metric
 from suites import Begun, Suite
-from suites.core.gpus import DEVICES, LIMITS, Work, binding, predict, total
-from suites.core.hot_list import hot_kernels
+from suites.core.gpus import DEVICES, LIMITS, Device, Work, binding, predict, total
+from suites.core.hot_list import HotKernel, hot_kernels
 
 if TYPE_CHECKING:
     from suites.core.bench import Bench
@@ -79,7 +79,8 @@ class Resources(Suite):
         else:
             metrics += by_emulation(arch, properties, counts)
             settings["launch"] = {"blocks": counts.blocks, "threads": counts.threads}
-            predicted, settings["predicted"] = predict_time(entry, arch, code, counts)
+            kernel, device = KERNELS[entry], next(device for device in DEVICES if device.arch == arch)
+            predicted, settings["predicted"] = predict_time(kernel, code, counts, paper_outputs(kernel), device)
             metrics.append(Metric("predicted_time", "s", predicted))
         return Begun(metrics, settings=settings)
 
@@ -139,14 +140,15 @@ def taps(entry: str) -> int:
     return int(KERNELS[entry].numbers[0]) ** 2
 
 
-def predict_time(entry: str, arch: str, code: Code, counts: Counts) -> tuple[float, Json]:
-    """Seconds on the first device of the architecture, and what bounds it: each output costs what it does in the
-    emulated call and in the loop."""
-    kernel = KERNELS[entry]
-    device = next(device for device in DEVICES if device.arch == arch)
+def paper_outputs(kernel: HotKernel) -> int:
+    """Elements of the result at the shape for which times are predicted."""
     side = (SIDES.get(kernel.family, 56) - 1) // (*kernel.numbers, 1)[1] + 1
-    outputs = BATCH * CHANNELS * side**2
-    parts = predict(work(kernel.dtype, taps(entry), code, counts).times(outputs), device)
+    return BATCH * CHANNELS * side**2
+
+
+def predict_time(kernel: HotKernel, code: Code, counts: Counts, outputs: int, device: Device) -> tuple[float, Json]:
+    """Seconds of one launch, and what bounds it: each output costs what it does in the emulated call and the loop."""
+    parts = predict(work(kernel.dtype, taps(kernel.name), code, counts).times(outputs), device)
     told = {name: float(f"{seconds:.3g}") for name, seconds in parts.items()}
     return float(f"{total(parts):.3g}"), {
         "device": device.name,

@@ -107,6 +107,11 @@ VIEWS = (
             View(suite, "macs", "Multiply-accumulates of one call", "needs {}", by_impl=False, drawn=False),
         )
     ),
+    View("profile", "roof_fraction", "Share of the roof that binds", "reaches {}", drawn=False),
+    View("profile", "operators", "Operators of one call", "runs {} operators", drawn=False),
+    View("profile", "operator_bytes", "Bytes that the operators of one call read and write", "moves {}", drawn=False),
+    View("profile", "launches", "Kernels of one call", "launches {} kernels", drawn=False),
+    View("profile", "energy", "Energy of one call", "takes {}", drawn=False),
     View("complexity", "latency_device_n1c8k3", "The smallest call: one pixel, 8 channels, device clock", drawn=False),
     View("complexity", "latency_wall_n1c8k3", "The smallest call: one pixel, 8 channels, host clock", drawn=False),
 )

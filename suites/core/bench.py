@@ -35,14 +35,22 @@ class Bench:
         check: whether this process is the one that checks the result.
         clocks: names of those wanted, all of the device's if None.
         slowdown: a real delay added to each call, as a part of its own time; to see what a comparison detects.
+        folder: of the run, for files that a suite leaves there; empty where there is none.
     """
 
     def __init__(
-        self, case: Case, seed: int, check: bool, clocks: Collection[str] | None = None, slowdown: float = 0.0
+        self,
+        case: Case,
+        seed: int,
+        check: bool,
+        clocks: Collection[str] | None = None,
+        slowdown: float = 0.0,
+        folder: str = "",
     ):
         self.case = case
         self.check = check
         self.seed = seed
+        self.folder = folder
         self._wanted = clocks
         self._slowdown = slowdown
         self.device: Device = open_device(case.device)

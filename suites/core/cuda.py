@@ -23,6 +23,8 @@ MOST_CALLS = 200
 MOST_SAMPLES = 1000
 #: Calls that the device's own time of one call is taken from, and the length of a sleep that its clock is read from.
 TYPICAL_CALLS, SLEEP_CYCLES = 50, 1_000_000
+#: Seconds of calls over which energy is read.
+ENERGY_SECONDS = 1.0
 #: Streaming through this many times the last-level cache empties it.
 FLUSH_FACTOR = 3
 
@@ -108,6 +110,18 @@ class Cuda:
         peak = torch.cuda.max_memory_allocated() - before
         del result
         return Allocations(peak, kept, trace(call, "cuda").sizes, further)
+
+    def energy(self, call: Call) -> float | None:
+        """NVML's counter over many calls; it moves every 20 to 100 ms."""
+        warm_up(call, torch.cuda.synchronize, 0.05)
+        before, start, calls = self._monitor.read().get("energy"), time.perf_counter(), 0
+        while time.perf_counter() - start < ENERGY_SECONDS:
+            for _ in range(TYPICAL_CALLS):
+                call()
+            torch.cuda.synchronize()
+            calls += TYPICAL_CALLS
+        after = self._monitor.read().get("energy")
+        return None if before is None or after is None else float(after - before) / calls
 
     def settings(self) -> Json:
         return {

@@ -50,6 +50,9 @@ class Device(Protocol):
     def allocations(self, call: Call) -> Allocations:
         """Tells what each call allocates, what a first one sets up for good left out."""
 
+    def energy(self, call: Call) -> float | None:
+        """Joules of one call, by the device's own counter; None where it has none."""
+
     def settings(self) -> Json:
         """How this process measures, for the record."""
 
@@ -98,6 +101,9 @@ class Cpu:
 
     def allocations(self, call: Call) -> Allocations:
         return trace(call)  # the first call allocates no more than any other: tests hold it
+
+    def energy(self, call: Call) -> None:
+        return None
 
     def settings(self) -> Json:
         return {"threads": torch.get_num_threads()}

@@ -186,6 +186,7 @@ class Engine:
         plan: the cases' closed forms, and how much memory there is.
         run: the run's id.
         began: `time.monotonic()` of the run's begin.
+        folder: of the run, for files that suites leave there.
     """
 
     selection: Selection
@@ -193,6 +194,7 @@ class Engine:
     plan: Plan
     run: str
     began: float
+    folder: str = ""
 
     @property
     def taker(self) -> Taker:
@@ -251,7 +253,7 @@ class Engine:
             self._sample(members, order, process)
 
     def _begin(self, outcome: Outcome, worker: Worker, process: int) -> Member | None:
-        clocks = self.taker.begin(outcome, worker, process)
+        clocks = self.taker.begin(outcome, worker, process, folder=self.folder)
         if outcome.status != "ok":
             return None
         ceiling = self.plan.suites[outcome.case.suite].ceiling * self.selection.seconds

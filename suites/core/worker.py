@@ -111,7 +111,7 @@ class Worker:
         case = Case.from_json(request["case"])
         bound = prepare_process(case.process, case.kind)
         torch.set_grad_enabled(case.point.backward)
-        more = {name: request[name] for name in ("clocks", "slowdown") if name in request}
+        more = {name: request[name] for name in ("clocks", "slowdown", "folder") if name in request}
         bench = Bench(case, seed=request["seed"], check=request["check"], **more)
         begun = suites()[case.suite].begin(bench)
         self.clocks = begun.clocks

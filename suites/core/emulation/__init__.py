@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("CSRC", "KINDS", "Checked", "EmulationError", "Launch", "Race", "Site", "Traffic"),
-    *("compile_kernels", "demangled", "kept", "missing"),
+    *("compile_kernels", "demangled", "kept", "missing", "short"),
 ]
 
 HERE = Path(__file__).resolve().parent
@@ -317,7 +317,7 @@ class Checked:
         """`forward_kernel<float, false>` at an address."""
         if not self._symbols:
             lines = _run(["nm", "-C", "--defined-only", str(self.path)]).splitlines()
-            self._symbols = {int(a, 16): _short(name) for a, _, name in (line.split(" ", 2) for line in lines)}
+            self._symbols = {int(a, 16): short(name) for a, _, name in (line.split(" ", 2) for line in lines)}
         return self._symbols[address]
 
     def _place(self, address: int) -> str:
@@ -333,10 +333,10 @@ class Checked:
 
 def demangled(names: Iterable[str]) -> list[str]:
     """`forward_kernel<float, false>` for each mangled name of a kernel."""
-    return [_short(line) for line in _run(["c++filt", *names]).splitlines()]
+    return [short(line) for line in _run(["c++filt", *names]).splitlines()]
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A function's name without its return type, namespaces and parameters."""
     name = re.sub(r"\(anonymous namespace\)::|\b\w+::|^void ", "", name)
     return name.rpartition("(")[0] or name
