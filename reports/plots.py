@@ -67,7 +67,7 @@ def _draw_roofline(roofline: Roofline, colors: dict[str, str], styles: dict[str,
     series = list(dict.fromkeys(point.series for point in roofline.points))
     width, height = 8.6, max(4.8, 0.19 * len(series) + 1.4)
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0.95 / width, 0.6 / height, 1 - 3.25 / width, 1 - 1.4 / height))
+    axes = figure.add_axes((1.1 / width, 0.6 / height, 1 - 3.4 / width, 1 - 1.4 / height))
     figure.text(0.12 / width, 1 - 0.12 / height, "Roofline", weight="bold", size=12, va="top")
     note = "roofs measured in the same run: copies of the sizes that the cases move, and arithmetic"
     figure.text(0.12 / width, 1 - 0.38 / height, f"{roofline.where}; {note}", size=9, color=_GREY, va="top")
@@ -82,7 +82,7 @@ def _draw_roofline(roofline: Roofline, colors: dict[str, str], styles: dict[str,
     for name, ceiling in roofline.ceilings.items():
         axes.axhline(ceiling, color="black", linewidth=1.2)
         text = f"{name} {quantity('', 'MAC/s', ceiling)}"
-        axes.text(0.42, ceiling * 1.05, text, size=8, ha="center", transform=axes.get_yaxis_transform())
+        axes.text(0.5, ceiling * 1.05, text, size=8, ha="center", transform=axes.get_yaxis_transform())
     for copy in roofline.copies:
         end = min(high, top / copy)
         axes.plot([low, end], [low * copy, end * copy], "--", color="black", linewidth=1)
