@@ -16,7 +16,7 @@ from reports.core.operators import operator_rows
 from reports.core.records import load_run
 from reports.core.roofline import rooflines
 from suites import profiled
-from suites.core import ncu, profiling
+from suites.core import instruments, ncu, profiling
 from suites.core.gpus import DEVICES
 
 CASE = "profile:ddf_op/composite@cpu:float32:nchw:forward:n1c256h7w7k3s1d1:mul"
@@ -161,3 +161,34 @@ def test_on_a_gpu(runner: Runner, tmp_path: Path) -> None:
     assert found.settings["kernels"][0]["name"].startswith("void ddf::")
     assert named.get("energy", 1.0) > 0
     assert "predicted_time" in named or found.settings["predicted"]["reason"]
+
+
+# --------------------------------------------------------------------------------------------------- other instruments
+
+
+def test_other_instruments_time_the_same_closure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets the call itself; those that are not installed are left out; the table has multiples of ours."""
+    seen = []
+
+    def instrument(call: instruments.Call, device: str) -> float:
+        seen.append(call().shape)
+        return 3e-6
+
+    def absent(call: instruments.Call, device: str) -> float:
+        raise ImportError
+
+    monkeypatch.setattr(instruments, "OTHERS", {"cpu": {"other": instrument, "absent": absent}})
+    monkeypatch.setattr(instruments, "by_ours", lambda call, device: 2e-6)
+    monkeypatch.setattr(instruments, "by_pyperf", absent)
+    monkeypatch.setattr("suites.core.worker.prepare_process", lambda process, device: False)
+    with torch.enable_grad():
+        found = instruments.held("ddf_op/composite/7", "cpu")
+    assert found == {"latency": 2e-6, "other": 3e-6}
+    assert seen == [(1, 256, 7, 7)]
+    assert instruments.table({"a": found}).splitlines()[-1] == "| a | 2.0 us | x 1.500 |"
+
+
+@pytest.mark.gpu
+def test_other_instruments_on_a_gpu() -> None:
+    found = instruments.held("ddf_op/native/56", "cuda")
+    assert all(0 < seconds < 1e-2 for seconds in found.values())
