@@ -485,6 +485,16 @@ struct Pixels {
       for (int64_t j = 0; j < kTaps; ++j, from += step) to[j] = load_one(from);
       return;
     }
+    const bool inner = y >= K / 2 && y + K / 2 < p.height && x >= K / 2 && x + K / 2 < p.width;
+    if (inner) {
+      from -= K / 2 * (p.spatial.stride[2] + p.spatial.stride[3]);
+      DDF_UNROLL
+      for (int64_t j = 0; j < kTaps; ++j) {
+        to[j] = load_one(from + (kTaps - 1 - j) * step + j / K * p.spatial.stride[2] +
+                         j % K * p.spatial.stride[3]);
+      }
+      return;
+    }
     for (int64_t j = 0; j < kTaps; ++j) {
       const int64_t dy = j / K - K / 2, dx = j % K - K / 2;
       const bool inside = y + dy >= 0 && y + dy < p.height && x + dx >= 0 && x + dx < p.width;
