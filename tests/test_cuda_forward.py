@@ -84,6 +84,14 @@ SHAPES = {
     ],
 }
 SHAPES["rows_bulk"] = SHAPES["rows"]
+SHAPES["bands"] = [
+    ((2, 9, 7, 7), 1),
+    ((1, 3, 33, 33), 1),
+    ((1, 40, 20, 15), 1),
+    ((2, 2, 6, 225), 1),
+    ((1, 5, 21, 17), 2),
+    ((1, 2, 20, 31), 3),
+]
 KERNELS_ON = [
     *((name, "cpu") for name in SHAPES),
     *(pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in SHAPES),
@@ -170,7 +178,7 @@ def test_a_named_kernel_runs_or_refuses(cuda_on_cpu: type[OnCpu]) -> None:
         error("rows", (1, 2, 8, 8), stride=3),
         error("rows", (1, 2, 8, 9)),  # no whole vectors
         error("rows_bulk", (1, 2, 8, 8), capability=80),
-        error("planes", (1, 2, 17, 17)),
+        error("planes", (1, 2, 33, 33)),
         error("channels", (1, 6, 8, 8)),
     ):
         assert refused == NOT_SUPPORTED
@@ -180,6 +188,7 @@ def test_a_named_kernel_runs_or_refuses(cuda_on_cpu: type[OnCpu]) -> None:
 # ------------------------------------------------------------------------------------------------- sanitizers, checker
 
 
+@pytest.mark.slow
 def test_values_under_sanitizers_with_every_line_of_the_forward_kernels(tmp_path: Path) -> None:
     """The other tests of this file, of the published kernels too, but for those of the checker."""
     lines = lines_under_sanitizers(__file__, tmp_path)
@@ -229,6 +238,41 @@ def test_checker_finds_the_race_of_every_kernel_without_its_barriers(
             look(case, checker, name)
         launched = {t.kernel for t in checker.traffic()}
         assert {race.kernel for race in checker.races() if race.memory == "shared"} == launched != set()
+
+
+#: Of Table 2: sides of planes of 256 channels; a batch of 32, on a GPU of 132 multiprocessors.
+RESOLUTIONS = (7, 14, 28, 56, 112, 224)
+BATCH, CHANNELS, MULTIPROCESSORS = 32, 256, 132
+#: How often the spatial filter is read where a sample has to be split by channels to fill that GPU.
+SPLIT = {("planes", 7): 4, ("planes", 14): 4, ("channels", 7): 4}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_checker_counts_the_traffic_at_the_multiprocessors(
+    checked: tuple[type[OnCpu], emulation.Checked], capability: int, layout: Layout, dtype: torch.dtype
+) -> None:
+    """What blocks fetch, each its own, over what has to move, in whole sectors: of at most seven blocks of a sample."""
+    kind, checker = checked
+    for size in RESOLUTIONS:
+        if capability == 80 and (layout is channels_last or size < 112):
+            continue  # the same kernels as for 90
+        tensors = [layout(torch.zeros(1, c, size, size, dtype=dtype)) for c in (CHANNELS, 9, CHANNELS)]
+        out = tensors[-1].fill_(torch.nan)
+        features, spatial, outs = (t.expand(BATCH, -1, -1, -1) for t in tensors)  # one sample for all
+        channel = torch.zeros(BATCH, CHANNELS, 3, 3, dtype=dtype)
+        buffers = dict(zip(("features", "spatial", "out"), tensors, strict=True))
+        kind.kernels.pretend(capability, MULTIPROCESSORS)
+        with kind.kernels.some_blocks(BATCH, 7), checker.watch(buffers, traffic_alone=True):
+            kind.kernels.forward(features, channel, spatial, outs, entry="cuda_forward_by", kernel="")
+        kind.kernels.pretend(90)
+        written = int((~out.isnan()).sum()) * out.element_size()
+        fetched = {t.buffer: t.fetched * 32 / written for t in checker.traffic()}
+        (kernel,) = {t.kernel.partition("_kernel<")[0] for t in checker.traffic()}
+        assert fetched["features"] <= 1.5, (kernel, size, fetched)
+        assert fetched["out"] <= 1.05, (kernel, size, fetched)
+        assert fetched["spatial"] * CHANNELS / 9 <= 1.05 * SPLIT.get((kernel, size), 1), (kernel, size, fetched)
 
 
 def test_checker_stops_bulk_copies_without_barriers(checked: tuple[type[OnCpu], emulation.Checked]) -> None:

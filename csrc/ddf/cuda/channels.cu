@@ -18,12 +18,12 @@ CHANNELS_KERNELS(__nv_bfloat16)
 
 namespace {
 
-constexpr int kMostLanes = 32;     // so that 256 threads hold 8 rows, whose halo is a quarter
-constexpr int kMostColumns = 16;   // its side halo is then an eighth; the taps of a tile 7 KB
-constexpr int64_t kFar = 1 << 30;  // pixels along a side, so that their numbers are 32-bit ones
+constexpr int kMostRows = 8;       // of a tile: their halo is a quarter
+constexpr int kMostColumns = 32;   // at k = 3: the taps of a tile are then 13 KB; else half of it
+constexpr int64_t kFar = 1 << 30;  // of pixels along a side, or channels: their numbers are 32-bit
 
 template <typename T, int kSize>
-cudaError_t run(const Params& p, void* stream) {
+cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
   using Shape = ChannelsShape<T, kSize>;
   const int item = sizeof(T), whole = std::min(16, Shape::kVector * item);
   for (const View& view : {p.features, p.out}) {
@@ -35,35 +35,41 @@ cudaError_t run(const Params& p, void* stream) {
   }
   ChannelsPlan plan;
   const int64_t lanes = p.channels / Shape::kVector;
-  plan.blocks = int(ceil_div(lanes, kMostLanes));
-  plan.lanes = int(ceil_div(lanes, plan.blocks));
-  plan.groups = int(std::min<int64_t>(std::max(1, kChannelsThreads / plan.lanes),
-                                      std::min<int64_t>(8, p.out_height)));
-  const int64_t parts = ceil_div(p.out_width, kMostColumns);
-  plan.columns = int(ceil_div(p.out_width, parts));
+  plan.columns = int(std::min<int64_t>(p.out_width, kSize == 3 ? kMostColumns : kMostColumns / 2));
   plan.across = int(ceil_div(p.out_width, plan.columns));
-  plan.down = int(ceil_div(p.out_height, plan.groups));
+  CutLimits limits = {};
+  limits.row_unit = 1, limits.most_rows = kMostRows, limits.across = plan.across;
+  limits.channel_unit = std::max(Shape::kVector, 32 / item), limits.most_chunk = p.channels;
+  limits.blocks_at_once = kSize == 3 ? 2 : 1;
+  const Cut chosen = cut(p, gpu, limits);
+  plan.groups = chosen.rows, plan.down = chosen.down;
+  plan.chunk = chosen.chunk / Shape::kVector;
+  plan.chunks = int(ceil_div(lanes, plan.chunk));
+  // In so many turns that threads for all rows fit; alike, so that none is short.
+  const int64_t turns = ceil_div(plan.chunk, std::max(1, kChannelsThreads / plan.groups));
+  plan.lanes = int(ceil_div(plan.chunk, turns));
 
   Grid grid;
-  const int64_t blocks = p.batch * plan.across * plan.down * plan.blocks;
+  const int64_t blocks = p.batch * plan.across * plan.down * plan.chunks;
   if (blocks > 0x7fffffff) return cudaErrorNotSupported;
   grid.blocks = dim3(unsigned(blocks));
   grid.threads = dim3(unsigned(round_up(plan.lanes * plan.groups, 32)));
   grid.shared = size_t(plan.groups) * Shape::steps(plan.columns, int(p.stride)) *
                 Shape::kStoredTaps * sizeof(Accumulator<T>);
   grid.stream = stream;
+  if (grid.shared > size_t(gpu.shared)) return cudaErrorNotSupported;
   return launch(grid, channels_kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
 }
 
 template <typename T>
-cudaError_t by_size(const Params& p, void* stream) {
+cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream) {
   switch (p.kernel_size) {
     case 3:
-      return run<T, 3>(p, stream);
+      return run<T, 3>(p, gpu, stream);
     case 5:
-      return run<T, 5>(p, stream);
+      return run<T, 5>(p, gpu, stream);
     case 7:
-      return run<T, 7>(p, stream);
+      return run<T, 7>(p, gpu, stream);
     default:
       return cudaErrorNotSupported;
   }
@@ -71,19 +77,19 @@ cudaError_t by_size(const Params& p, void* stream) {
 
 }  // namespace
 
-int launch_channels(const Params& p, const Gpu&, void* stream) {
-  if (p.stride > 2 || p.dilation != 1 || std::max(p.height, p.width) > kFar) {
+int launch_channels(const Params& p, const Gpu& gpu, void* stream) {
+  if (p.stride > 2 || p.dilation != 1 || std::max({p.height, p.width, p.channels}) > kFar) {
     return cudaErrorNotSupported;
   }
   switch (p.dtype) {
     case DType::float32:
-      return by_size<float>(p, stream);
+      return by_size<float>(p, gpu, stream);
     case DType::float64:
-      return by_size<double>(p, stream);
+      return by_size<double>(p, gpu, stream);
     case DType::float16:
-      return by_size<__half>(p, stream);
+      return by_size<__half>(p, gpu, stream);
     case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, stream);
+      return by_size<__nv_bfloat16>(p, gpu, stream);
   }
   return cudaErrorInvalidValue;
 }

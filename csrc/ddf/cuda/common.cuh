@@ -44,11 +44,16 @@ __host__ __device__ inline T* at(const View& view, int64_t a, int64_t b, int64_t
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
-// Keeps the compiler from computing a pointer before it is needed.
+// Keeps the compiler from computing a pointer, or what follows from a number, before it is needed.
 template <typename T>
 __device__ inline void opaque(T*& pointer) {
 #ifndef CUDA_ON_CPU
   asm volatile("" : "+l"(pointer));
+#endif
+}
+__device__ inline void opaque(unsigned& number) {
+#ifndef CUDA_ON_CPU
+  asm volatile("" : "+r"(number));
 #endif
 }
 

@@ -8,50 +8,65 @@
 namespace ddf {
 namespace {
 
-// Bytes of one access to flat ranges of planes: `chunk` of them, and what is left of `channels`.
-int flat_bytes(const View& view, int64_t item, int64_t pixels, int64_t chunk, int64_t channels) {
-  const int64_t bits = reinterpret_cast<int64_t>(view.data) | view.stride[0] * item |
-                       chunk * pixels * item | channels % chunk * pixels * item | 16;
-  return int(bits & -bits);
-}
+constexpr int64_t kMostChunk = 256;  // channels whose taps are in shared memory
 
-bool flat(const View& view, int64_t height, int64_t width) {
-  return view.stride[3] == 1 && view.stride[2] == width && view.stride[1] == height * width;
+// The rows of a band, the channels of a block and of a stage, and the threads that share them.
+template <typename T, int kSize>
+bool choose(const Params& p, const Gpu& gpu, bool bands, PlanesPlan* plan, int* threads) {
+  using Shape = PlanesShape<T, kSize>;
+  const int64_t planes_apart = p.features.stride[1] * int64_t(sizeof(T));
+  const auto band_bytes = [&](int64_t rows) {
+    return std::min((rows - 1) * p.stride + kSize, p.height) * p.width * int64_t(sizeof(T));
+  };
+  *threads = planes_threads(kSize);
+  CutLimits limits = {};
+  limits.row_unit = limits.channel_unit = limits.across = limits.blocks_at_once = 1;
+  limits.most_chunk = std::min<int64_t>(kMostChunk, gpu.shared / 4 / Shape::kChannelBytes);
+  limits.most_rows = int(std::min<int64_t>(*threads / p.out_width, p.out_height));
+  if (!bands && limits.most_rows < p.out_height) return false;
+  if (!bands) limits.row_unit = int(p.out_height);
+  Cut chosen = cut(p, gpu, limits);
+  const auto blocks = [&] { return p.batch * chosen.down * ceil_div(p.channels, chosen.chunk); };
+  if (kSize == 3 && *threads / 2 >= p.out_width * limits.row_unit &&
+      blocks() > gpu.multiprocessors) {
+    // More than one wave: two blocks at once, of which one copies while the other works.
+    *threads /= 2, limits.blocks_at_once = 2;
+    limits.most_rows = int(std::min<int64_t>(*threads / p.out_width, p.out_height));
+    chosen = cut(p, gpu, limits);
+  }
+  const bool whole = chosen.down == 1 && p.features.stride[1] == p.height * p.width;
+  if (band_bytes(chosen.rows) > gpu.shared) return false;
+  const int64_t taps = round_up(chosen.chunk * Shape::kChannelBytes, 16);
+  const int64_t place = whole ? planes_apart : round_up(int(band_bytes(chosen.rows)), 16) + 16;
+  const int64_t room = gpu.shared / limits.blocks_at_once - 1024 - taps;
+  plan->rows = chosen.rows, plan->down = chosen.down, plan->chunk = chosen.chunk;
+  plan->pitch = whole ? 0 : int(place);
+  plan->lanes = int(*threads / (plan->rows * p.out_width));
+  plan->stages = plan->chunk * place + 32 <= room ? 1 : 2;
+  if (plan->stages == 1) {
+    plan->held = plan->chunk;
+  } else {
+    plan->held = int(std::min<int64_t>((room / 2 - 32) / place, plan->chunk));
+    if (plan->held > plan->lanes) plan->held -= plan->held % plan->lanes;
+  }
+  if (plan->held < 1) return false;
+  plan->lanes = std::min(plan->lanes, plan->held);
+  plan->stage = round_up(int(plan->held * place), 16) + 16;
+  return true;
 }
 
 template <typename T, int kSize>
-cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
-  constexpr int kTaps = kSize * kSize;
-  const int64_t pixels = p.height * p.width, out_pixels = p.out_height * p.out_width;
+cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bands) {
   PlanesPlan plan = {};
-  plan.lanes = int(kPlanesThreads / out_pixels);
-
-  // A wave of blocks takes its turns over the channels, and a trip to memory, of some 16 turns.
-  const int64_t slots = int64_t(gpu.multiprocessors) * (kSize == 3 ? 4 : 1);
-  int64_t best = 0;
-  int chosen = 0;
-  for (plan.chunk = 4; plan.chunk <= 128; plan.chunk *= 2) {
-    if (PlanesShared<T>(plan, pixels, out_pixels, kTaps).all() > 48 << 10) break;
-    const int64_t waves = ceil_div(p.batch * ceil_div(p.channels, plan.chunk), slots);
-    const int64_t cost = waves * (ceil_div(plan.chunk, plan.lanes) + 16);
-    if (best == 0 || cost < best) best = cost, chosen = plan.chunk;
-    if (plan.chunk >= p.channels) break;
-  }
-  if (chosen == 0) return cudaErrorNotSupported;
-  plan.chunk = chosen;
-  const int item = sizeof(T);
-  const auto whole = [&](int bytes) {
-    return bytes == 16 ? 16 : std::min(bytes, std::max(4, item));
-  };
-  plan.copy_bytes = whole(flat_bytes(p.features, item, pixels, plan.chunk, p.channels));
-  plan.out_bytes = whole(flat_bytes(p.out, item, out_pixels, plan.chunk, p.channels));
-
+  int threads = 0;
+  if (!choose<T, kSize>(p, gpu, bands, &plan, &threads)) return cudaErrorNotSupported;
   Grid grid;
-  const int64_t blocks = p.batch * ceil_div(p.channels, plan.chunk);
+  const int64_t blocks = p.batch * plan.down * ceil_div(p.channels, plan.chunk);
   if (blocks > 0x7fffffff) return cudaErrorNotSupported;
   grid.blocks = dim3(unsigned(blocks));
-  grid.threads = dim3(unsigned(round_up(int(plan.lanes * out_pixels), 32)));
-  grid.shared = PlanesShared<T>(plan, pixels, out_pixels, kTaps).all();
+  grid.threads = dim3(unsigned(round_up(int(plan.lanes * plan.rows * p.out_width), 32)));
+  grid.shared = size_t(round_up(plan.chunk * PlanesShape<T, kSize>::kChannelBytes, 16) +
+                       plan.stages * plan.stage);
   grid.stream = stream;
   const bool add = p.combine == Combine::add;
   return launch(grid, add ? planes_kernel<T, kSize, true> : planes_kernel<T, kSize, false>, p,
@@ -59,14 +74,14 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
 }
 
 template <typename T>
-cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream) {
+cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, bool bands) {
   switch (p.kernel_size) {
     case 3:
-      return run<T, 3>(p, gpu, stream);
+      return run<T, 3>(p, gpu, stream, bands);
     case 5:
-      return run<T, 5>(p, gpu, stream);
+      return run<T, 5>(p, gpu, stream, bands);
     case 7:
-      return run<T, 7>(p, gpu, stream);
+      return run<T, 7>(p, gpu, stream, bands);
     default:
       return cudaErrorNotSupported;
   }
@@ -74,21 +89,24 @@ cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream) {
 
 }  // namespace
 
-int launch_planes(const Params& p, const Gpu& gpu, void* stream) {
-  if (p.dilation != 1 || std::max(p.height, p.width) > 1024 ||
-      p.out_height * p.out_width > kPlanesThreads || !flat(p.features, p.height, p.width) ||
-      !flat(p.out, p.out_height, p.out_width)) {
+int launch_planes(const Params& p, const Gpu& gpu, void* stream, bool bands) {
+  const View& f = p.features;
+  const bool flat = f.stride[3] == 1 && f.stride[2] == p.width && f.stride[1] >= 0 &&
+                    reinterpret_cast<uintptr_t>(f.data) % 16 == 0;
+  const int64_t most = planes_threads(int(p.kernel_size));  // pixels of a block
+  if (p.dilation != 1 || !flat || f.stride[0] < 0 || p.width > (1 << 20) || p.height > (1 << 20) ||
+      (bands ? p.out_width > most : p.out_height * p.out_width > most)) {
     return cudaErrorNotSupported;
   }
   switch (p.dtype) {
     case DType::float32:
-      return by_size<float>(p, gpu, stream);
+      return by_size<float>(p, gpu, stream, bands);
     case DType::float64:
-      return by_size<double>(p, gpu, stream);
+      return by_size<double>(p, gpu, stream, bands);
     case DType::float16:
-      return by_size<__half>(p, gpu, stream);
+      return by_size<__half>(p, gpu, stream, bands);
     case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, gpu, stream);
+      return by_size<__nv_bfloat16>(p, gpu, stream, bands);
   }
   return cudaErrorInvalidValue;
 }

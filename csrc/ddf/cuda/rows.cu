@@ -19,7 +19,7 @@ ROWS_KERNELS(__nv_bfloat16)
 namespace {
 
 constexpr int64_t kMostStrips = 64;       // threads across a tile: beyond that it has a side halo
-constexpr size_t kMostShared = 96 << 10;  // bytes of a block; 64 KB on sm_75
+constexpr int64_t kMostChunk = 256;       // channels whose taps are in shared memory
 constexpr int64_t kMostOffset = 1 << 30;  // elements that a copy reaches from its tile's corner
 
 // The whole bytes, at most 16, that divide every address of a row's start.
@@ -34,45 +34,25 @@ int rows_shared(const RowsPlan& plan, int stride) {
   using Shape = RowsShape<T, kSize>;
   const int stage_rows = (plan.rows - 1) * stride + kSize;
   const int unit = plan.copy_bytes / int(sizeof(T));
-  const int copies = plan.bulk ? 0 : stage_rows * (plan.pitch / unit);
+  const int copies = plan.bulk ? 0 : plan.lanes * stage_rows * (plan.pitch / unit);
   return rows_front<T>(plan.chunk, Shape::kStoredTaps, copies) +
-         kRowsStages * stage_rows * plan.pitch * int(sizeof(T));
+         kRowsStages * plan.lanes * stage_rows * plan.pitch * int(sizeof(T));
 }
 
-// The rows of a tile: few idle lanes and few halo rows, by instructions and bytes an output.
+// The channels of a stage: as many as threads and memory hold, the fewest idle lanes in all turns.
 template <typename T, int kSize>
-void choose_rows(const Params& p, size_t most_shared, RowsPlan* plan) {
-  using Shape = RowsShape<T, kSize>;
-  const int64_t strips = plan->columns / Shape::kPixels, stride = p.stride;
-  double best = 0;
-  int chosen = Shape::kRows;
-  for (int groups = 1; groups * strips <= kRowsThreads; ++groups) {
-    plan->rows = groups * Shape::kRows;
-    if (size_t(rows_shared<T, kSize>(*plan, int(stride))) > most_shared) break;
-    const int64_t down = ceil_div(p.out_height, plan->rows);
-    const int64_t lanes = down * round_up(int(groups * strips), 32);
-    const int64_t read = down * ((plan->rows - 1) * stride + kSize);
-    const double cost =
-        double(lanes * Shape::kPixels * Shape::kRows) / double(p.out_height * plan->columns) +
-        double(read) / double(p.out_height * stride);
-    if (best == 0 || cost < best) best = cost, chosen = plan->rows;
-    if (plan->rows >= p.out_height) break;
-  }
-  plan->rows = chosen;
-  plan->down = int(ceil_div(p.out_height, chosen));
-}
-
-// Channels of a block: by the time of the whole grid, in channels of a block. A wave of blocks
-// takes its chunk, the taps (9 planes read, where a channel moves 2), and the filling of the
-// stages.
-int choose_chunk(const Params& p, int64_t tiles, int64_t slots) {
-  int chosen = 8;
-  int64_t best = 0;
-  for (int chunk = 8; chunk <= 256; chunk *= 2) {
-    const int64_t waves = ceil_div(tiles * ceil_div(p.channels, chunk), slots);
-    const int64_t cost = waves * (chunk + p.kernel_size * p.kernel_size / 2 + kRowsStages);
-    if (best == 0 || cost < best) best = cost, chosen = chunk;
-    if (chunk >= p.channels) break;
+int choose_lanes(const Params& p, int64_t most_shared, RowsPlan plan) {
+  const int threads =
+      plan.columns / RowsShape<T, kSize>::kPixels * (plan.rows / RowsShape<T, kSize>::kRows);
+  const int64_t least_offset = std::max<int64_t>(1, std::abs(p.features.stride[1]));
+  int64_t least = 0;
+  int chosen = 1;
+  for (int lanes = 1; lanes <= plan.chunk && lanes * threads <= kRowsThreads; ++lanes) {
+    plan.lanes = lanes;
+    if (rows_shared<T, kSize>(plan, int(p.stride)) > most_shared) break;
+    if (lanes > 1 && lanes > kMostOffset / least_offset) break;
+    const int64_t cost = ceil_div(plan.chunk, lanes) * round_up(lanes * threads, 32);
+    if (least == 0 || cost <= least) least = cost, chosen = lanes;
   }
   return chosen;
 }
@@ -82,8 +62,9 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bulk) {
   using Shape = RowsShape<T, kSize>;
   RowsPlan plan;
   plan.copy_bytes = aligned_bytes(p.features, sizeof(T), p.width);
-  plan.copy_bytes =
-      plan.copy_bytes == 16 ? 16 : std::min(plan.copy_bytes, std::max(4, int(sizeof(T))));
+  plan.copy_bytes = plan.copy_bytes == 16               ? 16
+                    : plan.copy_bytes >= rows_copy<T>() ? rows_copy<T>()
+                                                        : sizeof(T);
   plan.bulk = bulk;
   if (bulk && plan.copy_bytes < 16) return cudaErrorNotSupported;
   const int whole = std::min(16, Shape::kPixels * int(sizeof(T)));
@@ -99,19 +80,36 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bulk) {
   plan.columns = int(parts == 1 ? strips * Shape::kPixels : wide);
   plan.across = int(ceil_div(p.out_width, plan.columns));
   plan.pitch = Shape::pitch(plan.columns, int(p.stride));
-  const size_t most_shared = gpu.arch >= 80 ? kMostShared : size_t(64 << 10);
-  plan.chunk = 32;
-  choose_rows<T, kSize>(p, most_shared, &plan);
-  const int64_t tiles = p.batch * plan.across * plan.down;
-  plan.chunk = choose_chunk(p, tiles, int64_t(gpu.multiprocessors) * (kSize == 3 ? 2 : 1));
+
+  const int at_once = rows_at_once<T, kSize>(), stride = int(p.stride);
+  const int64_t most_shared = gpu.shared / at_once - 1024;  // which the GPU takes for itself
+  const int64_t taps = Shape::kStoredTaps * sizeof(Accumulator<T>);
+  CutLimits limits = {};
+  limits.row_unit = Shape::kRows;
+  limits.channel_unit = 1;
+  limits.most_chunk = std::min(kMostChunk, most_shared / 4 / taps);
+  limits.across = plan.across;
+  limits.blocks_at_once = at_once;
+  const int64_t most_groups = kRowsThreads / (plan.columns / Shape::kPixels);
+  const int64_t groups = ceil_div(p.out_height, Shape::kRows);
+  plan.chunk = int(std::min(p.channels, limits.most_chunk)), plan.lanes = 1;
+  plan.rows = int(std::min(most_groups, groups)) * Shape::kRows;
+  while (rows_shared<T, kSize>(plan, stride) > most_shared) {
+    if (plan.rows == Shape::kRows) return cudaErrorNotSupported;
+    plan.rows -= Shape::kRows;
+  }
+  limits.most_rows = plan.rows;
+  const Cut chosen = cut(p, gpu, limits);
+  plan.rows = chosen.rows, plan.down = chosen.down, plan.chunk = chosen.chunk;
+  plan.lanes = choose_lanes<T, kSize>(p, most_shared, plan);
 
   Grid grid;
-  grid.shared = rows_shared<T, kSize>(plan, int(p.stride));
-  const int64_t blocks = tiles * ceil_div(p.channels, plan.chunk);
-  if (blocks > 0x7fffffff || grid.shared > most_shared) return cudaErrorNotSupported;
+  grid.shared = rows_shared<T, kSize>(plan, stride);
+  const int64_t blocks = p.batch * plan.across * plan.down * ceil_div(p.channels, plan.chunk);
+  if (blocks > 0x7fffffff) return cudaErrorNotSupported;
   grid.blocks = dim3(unsigned(blocks));
-  grid.threads =
-      dim3(unsigned(round_up(plan.columns / Shape::kPixels * plan.rows / Shape::kRows, 32)));
+  grid.threads = dim3(unsigned(
+      round_up(plan.lanes * (plan.columns / Shape::kPixels) * (plan.rows / Shape::kRows), 32)));
   grid.stream = stream;
   return launch(grid, rows_kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
 }

@@ -2,13 +2,17 @@
 //
 // Floor per output at k = 3, float32: 8.16 bytes (F and out once; S and C are 2 %), 18 operations.
 //
-// A block keeps a tile of output pixels and walks over a chunk of channels. The spatial taps of the
+// A block keeps a tile of output pixels and walks over all channels, where there are tiles enough
+// to fill the GPU, so that S is read once; else over a chunk of them. The spatial taps of the
 // tile stay in registers all the way: 4 pixels x 2 rows x 9 taps are 72 registers at k = 3, which
 // leaves two blocks of 256 threads on a multiprocessor; k = 5 keeps 4 x 1 x 25, k = 7 2 x 1 x 49.
 // Features come through shared memory, four stages of one channel each, copied asynchronously three
-// channels ahead, so that what is in flight does not cost registers: 3 stages of 5 to 10 KB a
+// channels ahead, so that what is in flight does not cost registers: 3 stages of 8 to 14 KB a
 // block. A tile is as wide as the plane where 64 threads reach across, as then rows have no halo to
-// the sides, and so high that 256 threads hold it: 8 rows of 224 columns read 10.
+// the sides, and so high that 256 threads hold it: 8 rows of 224 columns read 10. Where that would
+// be too few tiles, they are less high, and several groups of threads share a tile, each with
+// channels of its own: 4 rows of 28 columns are 14 threads, and 16 channels are worked on at a
+// time.
 //
 // Padding is zeros in the stages, written once: copies never touch it, so that no boundary is left
 // in the loop, and a filter meets the padding as any other number.
@@ -28,8 +32,9 @@ struct RowsPlan {
   int columns, rows;  // outputs of a tile; columns are a multiple of the vector, rows of a thread's
   int across, down;   // tiles of a plane
   int chunk;          // channels of a block
+  int lanes;          // channels of a stage, worked on at a time
   int pitch;          // elements of a row of a stage
-  int copy_bytes;     // of one copy by a thread: 16, 4 (8 for float64), or 2, which is done at once
+  int copy_bytes;     // of one copy by a thread: 16, 8 (4 for float32), or 2, which is done at once
   bool bulk;          // by the copy engine instead, row by row
 };
 
@@ -54,6 +59,18 @@ struct RowsShape {
   }
 };
 
+// Bytes of a copy where 16 do not divide: what two or four elements are.
+template <typename T>
+constexpr int rows_copy() {
+  return sizeof(T) == 4 ? 4 : 8;
+}
+
+// Blocks on a multiprocessor, by registers.
+template <typename T, int kSize>
+constexpr int rows_at_once() {
+  return kSize == 3 && sizeof(T) < 8 ? 2 : 1;
+}
+
 constexpr int kRowsStages = 4;
 constexpr int kRowsThreads = 256;
 
@@ -76,8 +93,7 @@ __host__ __device__ inline int rows_front(int chunk, int stored_taps, int copies
 }
 
 template <typename T, int kSize, int kStride, bool kAdd>
-__global__ void __launch_bounds__(kRowsThreads,
-                                  kSize == 3 && (sizeof(T) < 8 || kStride == 1) ? 2 : 1)
+__global__ void __launch_bounds__(kRowsThreads, rows_at_once<T, kSize>())
     rows_kernel(const Params p, const RowsPlan plan) {
   using A = Accumulator<T>;
   using Shape = RowsShape<T, kSize>;
@@ -95,7 +111,8 @@ __global__ void __launch_bounds__(kRowsThreads,
   const int x0 = tile % plan.across * plan.columns;
   const int top = y0 * kStride - kPad, left = x0 * kStride - Shape::kMargin;
   const int height = int(p.height), width = int(p.width);
-  const int stage_rows = (plan.rows - 1) * kStride + kSize, stage = stage_rows * plan.pitch;
+  const int stage_rows = (plan.rows - 1) * kStride + kSize, plane = stage_rows * plan.pitch;
+  const int stage = plan.lanes * plane;
   const int first_row = top < 0 ? -top : 0;
   const int last_row = height - top < stage_rows ? height - top : stage_rows;
   const int first_column = left < 0 ? -left : 0;
@@ -104,8 +121,8 @@ __global__ void __launch_bounds__(kRowsThreads,
 
   const int unit = plan.copy_bytes / int(sizeof(T));
   const int copies_across = (last_column - first_column) / unit;
-  const int copies = plan.bulk ? 0 : (last_row - first_row) * copies_across;
-  const int most_copies = plan.bulk ? 0 : stage_rows * (plan.pitch / unit);
+  const int copies = plan.bulk ? 0 : (last_row - first_row) * copies_across;  // of a channel
+  const int most_copies = plan.bulk ? 0 : plan.lanes * stage_rows * (plan.pitch / unit);
   A* channel = dynamic_shared<A>();
   RowsCopy* list = reinterpret_cast<RowsCopy*>(channel + plan.chunk * kStoredTaps);
   T* stages = reinterpret_cast<T*>(dynamic_shared<char>() +
@@ -116,10 +133,11 @@ __global__ void __launch_bounds__(kRowsThreads,
   for (int i = thread; i < kStages * stage / Shape::kUnit; i += threads) {
     store(stages + i * Shape::kUnit, Pack<T, Shape::kUnit>{});
   }
-  for (int i = thread; i < copies; i += threads) {
-    const int row = i / copies_across, column = i % copies_across * unit;
-    list[i] = {int(row * p.features.stride[2] + column),
-               (first_row + row) * plan.pitch + first_column + column};
+  for (int i = thread; i < plan.lanes * copies; i += threads) {
+    const int lane = i / copies, row = i % copies / copies_across;
+    const int column = i % copies_across * unit;
+    list[i] = {int(lane * p.features.stride[1] + row * p.features.stride[2] + column),
+               lane * plane + (first_row + row) * plan.pitch + first_column + column};
   }
   for (int i = thread; i < channels * kTaps; i += threads) {
     const int c = i / kTaps, j = i % kTaps;
@@ -130,12 +148,15 @@ __global__ void __launch_bounds__(kRowsThreads,
   }
 
   // This thread's outputs, and their spatial taps.
-  const int strips = plan.columns / kPixels;
-  const int row = thread / strips * kRows, column = thread % strips * kPixels;
+  const int strips = plan.columns / kPixels, row_groups = plan.rows / kRows;
+  const int lane = thread / (strips * row_groups);
+  const int row = thread / strips % row_groups * kRows, column = thread % strips * kPixels;
   const int y = y0 + row, x = x0 + column;
   // Rows that are left from there on; none outside of the tile.
-  const int rows_here = row < plan.rows && x < p.out_width ? int(p.out_height) - y : 0;
-  const bool active = rows_here > 0;
+  const int rows_here = lane < plan.lanes && x < p.out_width ? int(p.out_height) - y : 0;
+  // Channels are taken in turns; this thread's part in them.
+  const int turns = int(ceil_div(channels, plan.lanes));
+  const int own_turns = rows_here > 0 ? int(ceil_div(channels - lane, plan.lanes)) : 0;
   A spatial[kTaps][kRows][kPixels];
 #pragma unroll
   for (int j = 0; j < kTaps; ++j) {
@@ -150,51 +171,57 @@ __global__ void __launch_bounds__(kRowsThreads,
     }
   }
 
-  const auto issue = [&](int c) {
+  const auto issue = [&](int turn) {
+    const int c = turn * plan.lanes;
+    const int lanes = channels - c < plan.lanes ? channels - c : plan.lanes;
     const T* from = input + c * p.features.stride[1];
-    T* to = stages + c % kStages * stage;
+    T* to = stages + turn % kStages * stage;
     if (plan.bulk) {
       const int rows = last_row - first_row;
       const unsigned bytes = unsigned(last_column - first_column) * sizeof(T);
-      Arrivals* landed = &arrivals[c % kStages];
-      if (thread == 0) landed->arrive_expecting(rows * bytes);
-      for (int r = thread; r < rows; r += threads) {
-        copy_bulk(to + (first_row + r) * plan.pitch + first_column, from + r * p.features.stride[2],
-                  bytes, landed);
+      Arrivals* landed = &arrivals[turn % kStages];
+      if (thread == 0) landed->arrive_expecting(lanes * rows * bytes);
+      for (int i = thread; i < lanes * rows; i += threads) {
+        const int l = i / rows, r = i % rows;
+        copy_bulk(to + l * plane + (first_row + r) * plan.pitch + first_column,
+                  from + l * p.features.stride[1] + r * p.features.stride[2], bytes, landed);
       }
       return;
     }
     const auto by = [&](auto size) {
-      for (int i = thread; i < copies; i += threads) {
+      for (int i = thread; i < lanes * copies; i += threads) {
         copy_elements<size()>(to + list[i].to, from + list[i].from);
       }
     };
     if (plan.copy_bytes == 16) {
       by(std::integral_constant<int, 16>());
     } else if (plan.copy_bytes >= 4) {
-      by(std::integral_constant<int, sizeof(T) == 8 ? 8 : 4>());
+      by(std::integral_constant<int, rows_copy<T>()>());
     } else {
       by(std::integral_constant<int, int(sizeof(T))>());
     }
   };
 
   __syncthreads();
-  const T* window = stages + row * kStride * plan.pitch + Shape::kMargin - kLead + column * kStride;
-  T* out = active ? at<T>(p.out, n, c0, y, x) : nullptr;
+  const T* window = stages + lane * plane + row * kStride * plan.pitch + Shape::kMargin - kLead +
+                    column * kStride;
+  channel += lane * kStoredTaps;
+  T* out = own_turns > 0 ? at<T>(p.out, n, c0 + lane, y, x) : nullptr;
 #pragma unroll 1
-  for (int c = 1 - kStages; c < channels; ++c) {
-    if (c >= 0) {
+  for (int turn = 1 - kStages; turn < turns; ++turn) {
+    if (turn >= 0) {
       if (plan.bulk) {
-        arrivals[c % kStages].wait(c / kStages % 2);
+        arrivals[turn % kStages].wait(turn / kStages % 2);
       } else {
         copies_wait<kStages - 2>();
       }
-      __syncthreads();  // this channel is there for all, and all are done with the one before
+      __syncthreads();  // these channels are there for all, and all are done with those before
     }
-    if (c + kStages - 1 < channels) issue(c + kStages - 1);
+    if (turn + kStages - 1 < turns) issue(turn + kStages - 1);
     copies_commit();
-    if (c < 0 || !active) continue;
+    if (turn < 0 || turn >= own_turns) continue;
 
+    const int c = turn * plan.lanes;  // from this thread's first
     A taps[kStoredTaps];
 #pragma unroll
     for (int j = 0; j < kStoredTaps; j += 4) {
@@ -203,7 +230,7 @@ __global__ void __launch_bounds__(kRowsThreads,
       for (int i = 0; i < 4; ++i) taps[j + i] = four[i];
     }
     A sum[kRows][kPixels] = {};
-    const T* from = window + c % kStages * stage;
+    const T* from = window + turn % kStages * stage;
 #pragma unroll
     for (int in = 0; in < kInRows; ++in) {
       A features[kPacks * kPixels];

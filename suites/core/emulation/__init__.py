@@ -38,11 +38,21 @@ ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 HEADER, CHECKER = HERE / "cuda_on_cpu.h", HERE / "checker.cpp"
 
+#: Of undefined behaviour, what the address sanitizer finds too once memory is touched, or what kernels have none of;
+#: their checks are half of what the compiler takes for all.
+UNCHECKED = "object-size,null,nonnull-attribute,returns-nonnull-attribute,vptr,pointer-overflow"
+
 #: Ways to build kernels. plain: as they are. address: the address and undefined-behaviour sanitizers, which end the
 #: process, and lines counted for gcov; the process needs libasan loaded first. checked: with `checker.cpp`.
 KINDS: dict[str, tuple[str, ...]] = {
     "plain": ("-O1",),
-    "address": ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--coverage"),
+    "address": (
+        "-Og",
+        "-fsanitize=address,undefined",
+        f"-fno-sanitize={UNCHECKED}",
+        "-fno-sanitize-recover=all",
+        "--coverage",
+    ),
     "checked": ("-O1", "-fsanitize=thread"),
 }
 
@@ -248,9 +258,11 @@ class Checked:
         self._places: dict[int, str] = {}
 
     @contextmanager
-    def watch(self, buffers: Mapping[str, Tensor]) -> Iterator[None]:
-        """Looks at accesses to shared memory and to these tensors while the kernels that are called inside run."""
+    def watch(self, buffers: Mapping[str, Tensor], traffic_alone: bool = False) -> Iterator[None]:
+        """Looks at accesses to shared memory and to these tensors while the kernels that are called inside run;
+        `traffic_alone`: to these tensors alone, and not for races."""
         self.library.checker_reset()
+        self.library.checker_traffic_alone(int(traffic_alone))
         for name, tensor in buffers.items():
             if tensor.numel():
                 last = sum((s - 1) * d for s, d in zip(tensor.shape, tensor.stride(), strict=True))

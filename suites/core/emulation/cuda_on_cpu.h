@@ -134,6 +134,8 @@ inline const std::function<void()>* kernel = nullptr;
 inline std::string fault;
 inline std::mt19937 random_order(1);
 inline int capability = 90;
+inline int multiprocessors = 2;  // few, so that a grid as large as the GPU walks over its work
+inline unsigned grid_parts = 1, most_blocks = ~0u;        // of a grid, the blocks that are run
 inline bool block_barriers = true, warp_barriers = true;  // else they do nothing, as if left out
 inline std::vector<Copy> bulk_copies;
 
@@ -646,7 +648,10 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*function)(P...), A&&
   const std::function<void()> call = [&] { function(P(arguments)...); };
   kernel = &call;
   if (observer) observer->launch_begins(address);
-  for (const unsigned i : shuffled(gridDim.x * gridDim.y * gridDim.z)) {
+  const unsigned blocks = gridDim.x * gridDim.y * gridDim.z / grid_parts;
+  const unsigned count = std::min(blocks, most_blocks);
+  for (const unsigned drawn : shuffled(count)) {
+    const unsigned i = unsigned((2 * uint64_t(drawn) + 1) * blocks / (2 * count));
     blockIdx = {i % gridDim.x, i / gridDim.x % gridDim.y, i / gridDim.x / gridDim.y};
     run_block();
     if (!fault.empty()) break;
@@ -655,30 +660,33 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*function)(P...), A&&
   return fault.empty() ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
+// Bytes of shared memory that a block can have.
+inline int most_shared() {
+  return (capability >= 120  ? 99
+          : capability >= 90 ? 227
+          : capability == 80 ? 163
+          : capability >= 80 ? 99
+                             : 64)
+         << 10;
+}
+
 inline cudaError_t set_attribute(const void* function, cudaFuncAttribute what, int value) {
   if (what != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value > (capability >= 90   ? 227
-               : capability == 80 ? 163
-               : capability >= 80 ? 99
-                                  : 64)
-                  << 10) {
-    return cudaErrorInvalidValue;
-  }
+  if (value > most_shared()) return cudaErrorInvalidValue;
   dynamic_limits[function] = value;
   return cudaSuccess;
 }
 
-// A small GPU: few multiprocessors, so that a grid as large as the GPU walks over its work.
 inline cudaError_t device_attribute(int* value, cudaDeviceAttr what, int /*device*/) {
   switch (what) {
     case cudaDevAttrMultiProcessorCount:
-      return *value = 2, cudaSuccess;
+      return *value = multiprocessors, cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
       return *value = capability / 10, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
       return *value = capability % 10, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return *value = (capability >= 90 ? 227 : capability == 80 ? 163 : 99) << 10, cudaSuccess;
+      return *value = most_shared(), cudaSuccess;
     default:
       return cudaErrorInvalidValue;
   }
@@ -831,4 +839,13 @@ CUDA_ON_CPU_DOOR void cuda_on_cpu_barriers(int block, int warp) {
   cuda_on_cpu::block_barriers = block;
   cuda_on_cpu::warp_barriers = warp;
 }
-CUDA_ON_CPU_DOOR void cuda_on_cpu_capability(int value) { cuda_on_cpu::capability = value; }
+CUDA_ON_CPU_DOOR void cuda_on_cpu_gpu(int capability, int multiprocessors) {
+  cuda_on_cpu::capability = capability;
+  cuda_on_cpu::multiprocessors = multiprocessors;
+}
+// Of each grid, runs only the first of so many equal parts, and of that no more than so many
+// blocks, spread evenly.
+CUDA_ON_CPU_DOOR void cuda_on_cpu_blocks(unsigned parts, unsigned most) {
+  cuda_on_cpu::grid_parts = parts;
+  cuda_on_cpu::most_blocks = most;
+}

@@ -61,9 +61,19 @@ class Kernels:
         """Begins the order of threads, blocks and copies anew."""
         self.library.cuda_on_cpu_seed(ctypes.c_uint(seed))
 
-    def pretend(self, capability: int) -> None:
-        """Has kernels find a GPU of this compute capability, as 90."""
-        self.library.cuda_on_cpu_capability(capability)
+    def pretend(self, capability: int, multiprocessors: int = 2) -> None:
+        """Has kernels find a GPU of this compute capability, as 90, and so many multiprocessors."""
+        self.library.cuda_on_cpu_gpu(capability, multiprocessors)
+
+    @contextmanager
+    def some_blocks(self, parts: int, most: int) -> Iterator[None]:
+        """Runs of each grid, inside, only the first of so many equal parts, and of that at most so many blocks, spread
+        evenly."""
+        self.library.cuda_on_cpu_blocks(ctypes.c_uint(parts), ctypes.c_uint(most))
+        try:
+            yield
+        finally:
+            self.library.cuda_on_cpu_blocks(ctypes.c_uint(1), ctypes.c_uint(2**32 - 1))
 
     @contextmanager
     def without_barriers(self, block: bool = False, warp: bool = False) -> Iterator[None]:
