@@ -26,8 +26,19 @@ from suites.core.emulation.operator_kernels import SOURCES, Kernels
 
 pytestmark = pytest.mark.skipif(emulation.missing() is not None, reason=str(emulation.missing()))
 
-#: How the kernels are built whose values are tested; a run of these tests under sanitizers sets it.
-KIND = os.environ.get("DDF_EMULATED", "plain")
+
+def sanitizer() -> str:
+    """The path of g++'s address sanitizer, or ""."""
+    if emulation.missing():
+        return ""
+    command = ["g++", "-print-file-name=libasan.so"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return said if Path(said).is_absolute() else ""
+
+
+#: How the kernels are built whose values are tested. The tests of the sanitizers run all others with "address", so that
+#: these are not run, and the kernels not built, a second time without.
+KIND = os.environ.get("DDF_EMULATED", "" if sanitizer() else "plain")
 
 Layout = Callable[[Tensor], Tensor]
 
@@ -75,6 +86,8 @@ def general(kind: type[OnCpu]) -> type[OnCpu]:
 
 @pytest.fixture(scope="module")
 def cuda_on_cpu() -> type[OnCpu]:
+    if not KIND:
+        pytest.skip("run under sanitizers, by a test of its own; here by DDF_EMULATED=plain")
     return on(Kernels(KIND))
 
 
@@ -149,14 +162,6 @@ def test_layouts_that_differ(cuda_on_cpu: type[OnCpu], other: Layout, which: int
     case.check_backward()
 
 
-@pytest.mark.parametrize("layouts", FAR_LAYOUTS)
-@pytest.mark.skipif(KIND == "address", reason="the sanitizer's shadow of so much memory")
-def test_offsets_beyond_32_bits(cuda_on_cpu: type[OnCpu], layouts: tuple[Layout, ...]) -> None:
-    case = cuda_on_cpu((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
-    case.check_forward()
-    case.check_backward()
-
-
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
 @pytest.mark.parametrize("special", [(torch.nan,), (torch.inf, -torch.inf)])
 def test_what_is_not_finite_is_passed_on(cuda_on_cpu: type[OnCpu], special: tuple[float, ...], layout: Layout) -> None:
@@ -220,14 +225,13 @@ def executed_lines(counts: Path, objects: Path) -> dict[tuple[str, int], int]:
 
 def lines_under_sanitizers(file: str, counts: Path) -> dict[tuple[str, int], int]:
     """Runs the other tests of a file under the address and undefined-behaviour sanitizers; `executed_lines` of them."""
-    sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    if not Path(sanitizer.stdout.strip()).is_absolute():
+    if not sanitizer():
         pytest.skip("no address sanitizer for g++")
     library = emulation.compile_kernels(SOURCES, "address")
     environment = {
         **os.environ,
         "DDF_EMULATED": "address",
-        "LD_PRELOAD": sanitizer.stdout.strip(),
+        "LD_PRELOAD": sanitizer(),
         "ASAN_OPTIONS": "detect_leaks=0",
         "GCOV_PREFIX": str(counts),
         "GCOV_PREFIX_STRIP": "99",
@@ -246,6 +250,7 @@ def assert_every_line_ran(lines: dict[tuple[str, int], int], files: Iterable[str
     assert not sorted(place for place, count in lines.items() if count == 0 and place[0] in files)
 
 
+@pytest.mark.slow
 def test_values_under_sanitizers_with_every_line_of_the_general_kernels(tmp_path: Path) -> None:
     lines = lines_under_sanitizers(__file__, tmp_path)
     assert_every_line_ran(lines, set(kernels_by_file()) - set(kernels_by_file(emulation.CSRC / "ddf" / "cuda")))
@@ -258,6 +263,16 @@ def test_values_under_sanitizers_with_every_line_of_the_general_kernels(tmp_path
 def checked() -> tuple[type[OnCpu], emulation.Checked]:
     kernels = Kernels("checked")
     return on(kernels), emulation.Checked(kernels.path)
+
+
+@pytest.mark.parametrize("layouts", FAR_LAYOUTS)
+def test_checker_of_offsets_beyond_32_bits(
+    checked: tuple[type[OnCpu], emulation.Checked], layouts: tuple[Layout, ...]
+) -> None:
+    """The address sanitizer has no shadow for so much memory."""
+    case = checked[0]((2, 2, 5, 6), 3, Settings(), torch.float16, layouts)
+    case.check_forward()
+    case.check_backward()
 
 
 def look(case: OnCpu, checker: emulation.Checked) -> None:
