@@ -83,7 +83,7 @@ def _suite(arranged: Arrangement, suite: str, cases: Cases) -> Section:
     if len(runs) == 1:
         for answer in answers(arranged):
             if answer.view.suite == suite:
-                section.text.insert(0, f"{answer.view.title} ({answer.where}):")
+                section.lead = f"{answer.view.title} ({answer.where}):"
                 section.points += sentences(answer)
     views = [view for view in arranged.views(suite) if view.drawn]
     figures = [view_figure(arranged, view, colors, styles, cases.index) for view in views]

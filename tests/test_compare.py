@@ -441,6 +441,7 @@ def test_formats_are_written_where_they_are_asked_for(runner: Runner, tmp_path: 
     assert "false alarms in at most 1 % of comparisons, effects below 5 % not called one" in both.stdout
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [
         "comparison.csv",
+        "comparison.html",
         "comparison.json",
         "comparison.md",
     ]

@@ -48,7 +48,9 @@ class Asked:
         return replace(self, formats=list(dict.fromkeys([*FORMATS, *self.formats])), output=folder)
 
 
-def add_options(parser: argparse.ArgumentParser, output: str = "folder for comparison.md, .csv and .json") -> None:
+def add_options(
+    parser: argparse.ArgumentParser, output: str = "folder for comparison.md, .csv, .json and .html"
+) -> None:
     """Adds the options that `asked` reads; `output` says what that option means to the command."""
     group = parser.add_argument_group("verdicts")
     group.add_argument("--floor", metavar="PERCENT", help=f"effects below are not called one ({100 * FLOOR:g})")

@@ -1,4 +1,4 @@
-"""A comparison told: on the terminal, as markdown, CSV and JSON; the same for `compare` and `ab`."""
+"""A comparison told: on the terminal, as markdown, CSV, JSON and a page; the same for `compare` and `ab`."""
 
 from __future__ import annotations
 
@@ -74,11 +74,18 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(comparison.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _as_page(comparison: Comparison) -> str:
+    from .verdict_page import as_page  # which needs this module's words
+
+    return as_page(comparison)
+
+
 #: How a comparison is written to a file, by format.
 FILES: dict[str, tuple[str, Callable[[Comparison], str]]] = {
     "markdown": ("comparison.md", markdown),
     "csv": ("comparison.csv", as_csv),
     "json": ("comparison.json", as_json),
+    "html": ("comparison.html", _as_page),
 }
 TERMINAL = "terminal"
 FORMATS = (TERMINAL, *FILES)
@@ -91,6 +98,9 @@ def known_formats() -> list[str]:
 
 def write(comparison: Comparison, formats: Iterable[str], target: Path) -> None:
     """Writes `comparison.md`, `.csv` and `.json` into a folder, and the files of other formats, those asked for.
+
+
+    """Writes `comparison.md`, `.csv`, `.json` and `.html` into a folder, those of the formats asked for.
 
     Raises:
         RunError: if they cannot be written.
@@ -168,6 +178,9 @@ def ordered(verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 def cells(v: Verdict) -> list[str]:
     """A row under `HEADER`."""
+
+
+    """A verdict in words, under `HEADER`."""
     exact = v.p is None
     return [
         v.verdict.replace("_", " ") + (" (placebo)" if v.placebo else ""),

@@ -20,7 +20,8 @@ class Section:
     """A part of a page, in this order.
 
     Args:
-        points: sentences, each with the name that it begins with.
+        lead: what the points are about.
+        points: sentences, each with the name that it begins with, which may be empty.
         text: paragraphs.
         figures: see `core.figures`.
         tables: see `core.page_data`; each with a title, which may be empty.
@@ -30,6 +31,7 @@ class Section:
     """
 
     title: str
+    lead: str = ""
     points: list[tuple[str, str]] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     figures: list[Json] = field(default_factory=list)

@@ -104,8 +104,10 @@ function showFigure(element, figure, cases, openCase) {
     if (step && targets.length) {
       point((current + step + targets.length) % targets.length);
       event.preventDefault();
-    } else if (event.key === "Enter") open();
-    else if (event.key === "Escape") leave();
+    } else if (event.key === "Enter") {
+      open();
+      event.preventDefault();  // or the key, still down, would press the button that closes it
+    } else if (event.key === "Escape") leave();
   });
   let drawnAt = 0;
   new ResizeObserver(() => {

@@ -87,6 +87,7 @@ function drawPanel(panel, hidden, logarithmic, width, root) {
   const along = index => points.map(point => point[index]);
   const ends = along(2).concat(along(3)).filter(value => value > 0 || (value != null && !(panel.bounds === "x" ? logX : logY)));
   const xs = along(0).concat(panel.bounds === "x" ? ends : []), ys = along(1).concat(panel.bounds === "y" ? ends : []);
+  if (panel.x.reference) xs.push(panel.x.reference);
 
   const rowHeight = 24, bottomRoom = 46, topRoom = isRows ? 8 : 24;
   const height = isRows ? panel.y.rows.length * rowHeight + topRoom + bottomRoom : Math.max(300, Math.min(440, width * 0.55));
@@ -121,6 +122,10 @@ function drawPanel(panel, hidden, logarithmic, width, root) {
     if (x - widthOf(text) / 2 < free || x + widthOf(text) / 2 > width) continue;
     root.append(svg("text", {class: "tick", x, y: height - bottomRoom + 16, "text-anchor": "middle"}, text));
     free = x + widthOf(text) / 2 + 6;
+  }
+  if (panel.x.reference) {
+    const x = toX(panel.x.reference);
+    root.append(svg("line", {class: "reference", x1: x, x2: x, y1: topRoom, y2: height - bottomRoom}));
   }
   root.append(svg("text", {x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle"}, panel.x.label));
   if (!isRows) root.append(svg("text", {x: 4, y: 12}, panel.y.label));

@@ -1,6 +1,6 @@
 // A table: sorted by any column, filtered by words, copied as markdown or CSV.
 
-const PAGE = 40;  // rows shown before one asks for all
+const PAGE = 20;  // rows shown before one asks for all
 const collator = new Intl.Collator("en", {numeric: true});
 
 /** A cell in words. Cells are words, numbers, [value, low, high], or {text, key}. */
