@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, NoReturn
 from reports import FAILURES, Json, Record, Run
 from suites import Suite, suites
 from suites.core.cases import Selection, UsageError, groups
-from suites.core.options import add_device, add_selection, device_of, names, one_of, selection_of
+from suites.core.options import (
+    add_device,
+    add_executor,
+    add_selection,
+    device_of,
+    names,
+    one_of,
+    selection_of,
+    with_executor,
+)
 
 if TYPE_CHECKING:
     from reports.core.records import RunDirectory
@@ -101,6 +110,7 @@ def run_parser() -> Parser:
         allow_abbrev=False,
     )
     add_selection(parser)
+    add_executor(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
         "--output", metavar="DIR", help="put the run there (a new or empty folder) instead of runs/<id>"
@@ -129,7 +139,7 @@ def run_command(arguments: Sequence[str]) -> int:
         if len(arguments) > 2:
             raise UsageError(f"--resume: {options.resume!r} goes on with its own arguments; no other option beside it")
         return resume(Path(options.resume))
-    selection = selection_of(options)
+    selection = with_executor(selection_of(options), options)
     if options.dry_run:
         return dry_run(selection)
     return measure(selection, new_run(options.output), list(arguments), track=options.track)
@@ -192,72 +202,101 @@ def new_run(output: str | None) -> Path:
 
 
 def resume(path: Path) -> int:
-    from reports.core.records import load_run
+    from reports.core.records import read_environment
 
-    environment = load_run(path, samples=False).environment
+    environment = read_environment(path)
     if "ab" in environment:
         raise UsageError(f"--resume: {str(path)!r} compares two revisions, whose blocks alternate: measure it anew")
     selection, arguments = Selection(**environment["selection"]), environment["argv"][1:]
-    return measure(selection, path, arguments, resumed=environment, track=environment.get("track"))
+    return measure(selection, path, arguments, resumed=True, track=environment.get("track"))
 
 
 def measure(
-    selection: Selection, path: Path, arguments: list[str], resumed: Json | None = None, track: str | None = None
+    selection: Selection, path: Path, arguments: list[str], resumed: bool = False, track: str | None = None
 ) -> int:
     """The loop: plan, then group by group, each record written as soon as there is one.
 
     Args:
         track: the index that the run is added to.
     """
+    from reports.core import models
     from reports.core.progress import Progress
-    from reports.core.records import RunDirectory, load_run, point_latest
-    from suites.core.environment import describe
-    from suites.core.plan import make_plan
-    from suites.core.schedule import Engine
-    from suites.core.session import Session
+    from reports.core.records import point_latest
+    from suites.core.environment import describe_run
+    from suites.core.executors import Work, executor
 
     tracked(track)  # now, since an index that cannot be written is to cost no run
-    began = time.monotonic()
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
-    with Session(chosen.values()) as session:
-        plan = make_plan(selection, chosen, session.start(), say=tell_step)
-        if resumed is None:
-            told = {"track": track} if track else {}
-            directory = RunDirectory.create(path, {**describe(path.name, arguments, plan, ROOT, VERSION), **told})
+    with executor(selection, chosen) as where:
+        plans = where.plan(tell_step)
+        if resumed:
+            directories = still_there(models.reopen(path), plans)
         else:
-            directory = RunDirectory.open(path)
+            head = describe_run(path.name, arguments, selection, ROOT, VERSION) | ({"track": track} if track else {})
+            directories = models.create(path, head, {model: where.environment(model) for model in plans})
         if path.parent == RUNS:
             point_latest(RUNS, path)
-        session.log = path / "workers.log"
-        session.replicate(selection.processes if any(suite.timed for suite in chosen.values()) else 1)
-        done = directory.recorded()
-        todo = [case for case in plan.cases if case.id not in done]
+        where.keep_log(path / "workers.log")
+        for model, directory in directories.items():
+            directory.update_nodes(where.nodes(model))
+        done = {model: directory.recorded() for model, directory in directories.items()}
+        todo = {model: [case for case in plans[model].cases if case.id not in ids] for model, ids in done.items()}
+        runs = {model: str(directory.environment["run"]) for model, directory in directories.items()}
         untimed = [name for name, suite in chosen.items() if not suite.timed]
         engine = Engine(selection, session.servers, plan, path.name, began, str(path.resolve()))
         with Progress(len(todo), plan.total_forecast(todo)) as progress:
             broken = [record for record in plan.broken_records(path.name) if record.case not in done]
             for batch in chain([[(record, 0.0) for record in broken]], map(engine.measure, groups(todo, untimed))):
-                for record, _ in batch:
-                    keep(directory, record)
-                progress.done(batch)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    directory.update_environment({**directory.environment, "finished": now})
-    return tell(load_run(path), path)
 
-    code = tell(load_run(path, samples=False), path)
+
+        work = {model: Work(runs[model], groups(cases, untimed)) for model, cases in todo.items()}
+        broken = [
+            (model, [(record, 0.0)])
+            for model, run in runs.items()
+            for record in plans[model].broken_records(run)
+            if record.case not in done[model]
+        ]
+        forecast = sum(plans[model].total_forecast(cases) / where.devices(model) for model, cases in todo.items())
+        with Progress(sum(map(len, todo.values())), forecast) as progress:
+            for model, batch in chain(broken, where.measure(work)):
+                for record, _ in batch:
+                    keep(directories[model], record)
+                progress.done([(record, seconds / where.devices(model)) for record, seconds in batch])
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        for model, directory in directories.items():
+            directory.update_nodes(where.nodes(model))
+            directory.update_environment({**directory.environment, "finished": now})
+    code = tell(path)
     tracked(track, path)
     return code
+
+
+def still_there(directories: dict[str, RunDirectory], plans: Collection[str]) -> dict[str, RunDirectory]:
+    """The runs that can go on: of the models of devices that there are.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    for model in directories:
+        if model not in plans:
+            tell_step(f"{model}: there is no such device now, what is open of it stays open")
+    found = {model: directory for model, directory in directories.items() if model in plans}
+    if not found:
+        raise UsageError(f"--resume: none of its devices is there: {', '.join(directories)}; but {', '.join(plans)}")
+    return found
 
 
 def tracked(index: str | None, run: Path | None = None) -> None:
     """Opens the index that a run is to be added to, made where there is none; adds the run, if it is there."""
     if index is None:
         return
+    from reports.core import models
     from reports.core.history_index import Index
 
     with Index.open(Path(index), create=True) as opened:
         if run is not None:
-            opened.add(run)
+            for part in models.load(run, samples=False):
+                opened.add(part.path)
             print(f"added to {index}")
 
 
@@ -280,14 +319,19 @@ def keep(directory: RunDirectory, record: Record) -> None:
         raise RunStopped(f"{error}; what was recorded is intact, --resume {directory.path} goes on") from None
 
 
-def tell(run: Run, path: Path) -> int:
-    """Renders a finished run, prints the answer, and returns its exit code."""
+def tell(path: Path) -> int:
+    """Renders a finished run, several models of devices side by side too; prints the answer, returns the exit code."""
+    from reports.core import models
     from reports.core.summary import terminal_summary
 
-    write([run], path, None)
-    print(terminal_summary(run))
+    runs = models.load(path)
+    for run in runs:
+        write([run], run.path, None)
+        print(*([f"{run.environment['model']}:"] if len(runs) > 1 else []), terminal_summary(run), sep="\n")
+    if len(runs) > 1:
+        write(runs, path, None)
     print(f"report: {path / 'report.html'}, {path / 'report.md'}")
-    return FAILED if any(record.status in FAILURES for record in run.records) else OK
+    return FAILED if any(record.status in FAILURES for run in runs for record in run.records) else OK
 
 
 def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
@@ -303,16 +347,20 @@ def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
 def dry_run(selection: Selection) -> int:
     """Prints the cases and what they are forecast to take."""
     from reports.core.progress import duration
-    from suites.core.plan import make_plan
-    from suites.core.session import Session
+    from suites.core.executors import executor
 
     chosen: dict[str, Suite] = {name: suite for name, suite in suites().items() if name in selection.suites}
-    with Session(chosen.values()) as session:
-        plan = make_plan(selection, chosen, session.start())
-    for case in plan.cases:
-        settled = plan.settled(case, "")
-        print(f"{case.id}  {f'{settled.status}: {settled.reason}' if settled else f'{plan.forecast(case):.1f} s'}")
-    print(f"{len(plan.cases)} cases, forecast {duration(plan.total_forecast(plan.cases))}")
+    with executor(selection, chosen) as where:
+        plans, devices = where.plan(None), where.devices
+    for model, plan in plans.items():
+        for case in plan.cases:
+            settled = plan.settled(case, "")
+            print(f"{case.id}  {f'{settled.status}: {settled.reason}' if settled else f'{plan.forecast(case):.1f} s'}")
+        seconds, count = plan.total_forecast(plan.cases), devices(model)
+        of = (
+            f"{model} ({count} device{'s' if count > 1 else ''}, {duration(seconds)} of device time): " if model else ""
+        )
+        print(f"{of}{len(plan.cases)} cases, forecast {duration(seconds / count)}")
     return OK
 
 
@@ -366,6 +414,7 @@ def list_claims() -> int:
 
 def report_command(arguments: Sequence[str]) -> int:
     """Renders runs again, from their records."""
+    from reports.core import models
     from reports.core.records import load_run
 
     parser = Parser(prog="runner.py report", description="Renders runs from their records.", allow_abbrev=False)
@@ -376,7 +425,7 @@ def report_command(arguments: Sequence[str]) -> int:
     if len(options.run) > 1 and options.output is None:
         raise UsageError("--output: a folder is needed for the report of several runs")
     samples = options.format is None or "html" in options.format
-    runs = [load_run(Path(run), samples) for run in options.run]
+    runs = [run for path in options.run for run in models.load(Path(path), samples)]
     target = Path(options.output or options.run[0])
     compared = [run for run in runs if "ab" in run.environment]
     if compared and len(runs) > 1:

@@ -182,7 +182,9 @@ class Pivot:
 
 def device_names(runs: list[Run]) -> list[str]:
     """What to call each run's device: its name, and the run where two have the same."""
-    names = [str((run.environment.get("device") or {}).get("name") or "") for run in runs]
+    names = [
+        str(run.environment.get("model") or (run.environment.get("device") or {}).get("name") or "") for run in runs
+    ]
     labels = [str(run.environment.get("run") or run.path.name) for run in runs]
     return [
         name if name and names.count(name) == 1 else f"{name} ({label})" if name else label

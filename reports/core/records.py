@@ -42,8 +42,11 @@ class RunDirectory:
         self.dropped = dropped
 
     @classmethod
-    def create(cls, path: Path, environment: Json) -> RunDirectory:
+    def create(cls, path: Path, environment: Json, records: bool = True) -> RunDirectory:
         """Makes the directory, with its parents, or takes an empty one.
+
+        Args:
+            records: whether it is to have any; else the runs below it have them.
 
         Raises:
             RunError: if it holds something already or cannot be written.
@@ -54,7 +57,8 @@ class RunDirectory:
                 raise RunError(f"{path} is not empty; name a new or empty directory, or continue a run with --resume")
             directory = cls(path, environment)
             directory.update_environment(environment)
-            (path / RECORDS).touch()
+            if records:
+                (path / RECORDS).touch()
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}") from error
         return directory
@@ -66,7 +70,7 @@ class RunDirectory:
         Raises:
             RunError: if it is not a run, or not one that this version can read.
         """
-        environment = _read_environment(path)
+        environment = read_environment(path)
         _, whole, size = _read_records(within(path, RECORDS))
         if whole < size:
             try:
@@ -117,6 +121,15 @@ class RunDirectory:
             raise RunError(f"cannot write {target}: {error.strerror}") from error
         self.environment = environment
 
+    def update_nodes(self, nodes: Json) -> None:
+        """Adds to `run.json` what is known of nodes by now, by name.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        if nodes:
+            self.update_environment({**self.environment, "nodes": {**self.environment.get("nodes", {}), **nodes}})
+
     def records(self) -> list[Record]:
         """The records on disk, in the order they were taken."""
         return _read_records(within(self.path, RECORDS))[0]
@@ -135,7 +148,10 @@ def load_run(path: Path, samples: bool = True) -> Run:
     Raises:
         RunError: if there is no such run, a file is corrupt (named, with the line), or a newer version wrote it.
     """
-    environment = _read_environment(path)
+    environment = read_environment(path)
+    if "models" in environment:
+        below = ", ".join(str(path / folder) for folder in environment["models"].values())
+        raise RunError(f"{path} holds a run for each of several devices: name one of {below}")
     with _no_collection():
         records, whole, size = _read_records(within(path, RECORDS), samples)
     if whole < size:
@@ -219,7 +235,12 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _read_environment(path: Path) -> Json:
+def read_environment(path: Path) -> Json:
+    """The content of `run.json`.
+
+    Raises:
+        RunError: if there is no such run, or it cannot be read.
+    """
     if not path.is_dir():
         raise RunError(f"no such run: {path}")
     file = within(path, ENVIRONMENT)

@@ -14,6 +14,9 @@ from suites import PROCESS_AXES, Case, Declaration, Suite, suites
 #: The ops that the suites take when nobody names any, in the order of tables.
 DEFAULT_OPS = ("conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf")
 
+#: Where cases can be measured, see `suites.core.executors`.
+EXECUTORS = ("local", "ray")
+
 
 class UsageError(Exception):
     """What was asked for cannot be; the text is one line that names the option, the value and what is allowed."""
@@ -88,6 +91,9 @@ class Selection:
         forced: whether cases beyond the preset's longest call are measured all the same.
         timeout: seconds after which a case that does not answer is given up.
         op_files: further op files.
+        executor: one of `EXECUTORS`.
+        ray_address: of the cluster; None for the one that this machine is part of.
+        accelerators: names of accelerator types, or None for whatever the cluster has.
     """
 
     suites: list[str]
@@ -102,6 +108,9 @@ class Selection:
     timeout: float
     seed: int
     op_files: list[str] = field(default_factory=list)
+    executor: str = "local"
+    ray_address: str | None = None
+    accelerators: list[str] | None = None
 
     @property
     def kind(self) -> str:

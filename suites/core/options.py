@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ops import AXES, Axis
 from suites import PROCESS_AXES, suites
-from suites.core.cases import PRESETS, Selection, UsageError
+from suites.core.cases import EXECUTORS, PRESETS, Selection, UsageError
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,43 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "--timeout", default="120", metavar="S", help="give a case up that does not answer for so long (120)"
     )
     how.add_argument("--seed", default="0", metavar="N", help="seed of inputs and of the order of blocks (0)")
+
+
+def add_executor(parser: argparse.ArgumentParser) -> None:
+    """The options that say where to measure."""
+    where = parser.add_argument_group("where to measure (docs/fleet.md)")
+    where.add_argument(
+        "--executor", default="local", metavar="NAME", help="local: this machine (default); ray: a Ray cluster"
+    )
+    where.add_argument("--ray-address", metavar="HOST:PORT", help="of the cluster (the one that this machine is in)")
+    where.add_argument(
+        "--accelerator",
+        type=names,
+        action="extend",
+        metavar="NAMES",
+        help="Ray's accelerator types to measure on (all)",
+    )
+
+
+def with_executor(selection: Selection, options: argparse.Namespace) -> Selection:
+    """The selection, measured where the options say.
+
+    Raises:
+        UsageError: if there is no such executor, or an option needs another.
+    """
+    one_of("--executor", options.executor, list(EXECUTORS))
+    if options.executor == "local":
+        for option, value in (("--ray-address", options.ray_address), ("--accelerator", options.accelerator)):
+            if value is not None:
+                raise UsageError(f"{option}: only with --executor ray")
+    elif selection.device not in ("auto", "cpu", "cuda:0"):
+        raise UsageError(f"--device: {selection.device!r} with --executor ray is auto, cpu or cuda: Ray picks the GPUs")
+    return replace(
+        selection,
+        executor=options.executor,
+        ray_address=options.ray_address,
+        accelerators=options.accelerator,
+    )
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:

@@ -44,11 +44,17 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self.servers:
-            server.close()
-        self._printed.seek(0)
-        text = self._printed.read()
-        self._printed.close()
+        text = self.end()
         if self.log is not None and text:
             with self.log.open("ab") as file:
                 file.write(text)
+
+    def end(self) -> bytes:
+        """Ends all servers; returns what their workers printed."""
+        for server in self.servers:
+            server.close()
+        self.servers.clear()
+        self._printed.seek(0)
+        text = self._printed.read()
+        self._printed.close()
+        return text
