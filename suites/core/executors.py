@@ -114,9 +114,7 @@ def executor(selection: Selection, suites: Mapping[str, Suite]) -> Executor:
     try:
         import ray  # noqa: F401 (only whether it is there)
     except ImportError:
-        raise UsageError(
-            "--executor: 'ray' needs the package ray, see docs/fleet.md: pip install 'ray>=2.40'"
-        ) from None
+        raise UsageError("--executor: 'ray' needs the package ray, pip install 'ray>=2.40' (docs/fleet.md)") from None
     from suites.core.fleet import Fleet
 
     return Fleet(selection, suites)
