@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from suites.core import sources
+from suites.core import sources  # noqa: E402 (found from where the script lies)
 
 NOOP = '''\
 """No-op: nothing is measured."""
