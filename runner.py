@@ -9,6 +9,10 @@ import secrets
 import sys
 import time
 from collections.abc import Collection, Sequence
+
+
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -163,6 +167,9 @@ def ab_parser() -> Parser:
         "--case", type=names, action="extend", metavar="IDS", help="case ids, parts or patterns of them"
     )
     parser.add_argument("--limit", metavar="S", help="begin no pair of processes after so many seconds")
+    parser.add_argument(
+        "--confirm", action="store_true", help="measure what is slower a second time: only what is so again counts"
+    )
     parser.add_argument("--dry-run", action="store_true", help="tell what would be measured and how long it takes")
     return parser
 
@@ -440,9 +447,10 @@ def report_command(arguments: Sequence[str]) -> int:
 
 def ab_command(arguments: Sequence[str]) -> int:
     """Measures two revisions in one run, and says which cases differ."""
+    from reports.core import pairs as judging
     from reports.core import verdict_options
     from reports.core.progress import Progress
-    from reports.core.records import RunDirectory
+    from reports.core.records import RunDirectory, load_run
     from suites.core import ab, revisions
     from suites.core.environment import describe
     from suites.core.session import Session
@@ -464,15 +472,24 @@ def ab_command(arguments: Sequence[str]) -> int:
         directory = RunDirectory.create(path, {**environment, "ab": ab.told(sides, matched, request)})
         session.log = path / "workers.log"
         pairs = ab.Pairs(request.selection, session, sides, path.name, began, request.asked.metrics)
-        most = request.looks[-1]
-        with Progress(2 * len(matched.measured) * most, most * ab.pair_forecast(sides, matched.measured)) as progress:
 
-            def kept(made: list[Record], forecast: float) -> None:
-                for record in made:
-                    keep(directory, record)
-                progress.done([(record, forecast / len(made)) for record in made])
+        def compared(chosen: ab.Matched, first: int) -> Comparison:
+            most, forecast = request.looks[-1], ab.pair_forecast(sides, chosen.measured)
+            with Progress(2 * len(chosen.measured) * most, most * forecast) as progress:
 
-            comparison = ab.compare_sides(pairs, matched, request, kept)
+                def kept(made: list[Record], seconds: float) -> None:
+                    for record in made:
+                        keep(directory, record)
+                    progress.done([(record, seconds / len(made)) for record in made])
+
+                return ab.compare_sides(pairs, chosen, request, kept, first)
+
+        comparison = compared(matched, 0)
+        again = judging.flagged(comparison) if options.confirm else []
+        if again:
+            tell_step(f"{len(again)} cases are slower and are measured again")
+            compared(replace(matched, measured=list(dict.fromkeys([*again, *matched.placebos]))), judging.CONFIRMING)
+            comparison = judging.judge(load_run(path))
     comparison.notes += calibrated("ab", sides[1].plan.device, matched.threads)
     return verdict_options.conclude(comparison, request.asked.into(path))
 
@@ -498,14 +515,24 @@ def compare_command(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("base", metavar="BASE", help="folder of a run, or of baselines (reports/baselines)")
-    parser.add_argument("new", metavar="NEW", help="folder of a run, best with 7 processes or more (--processes)")
+    parser.add_argument(
+        "new",
+        metavar="NEW",
+        nargs="?",
+        help="folder of a run, best with 7 processes or more; none if BASE is a run of ab",
+    )
     parser.add_argument("--update", action="store_true", help="make NEW the baseline of its compiler in BASE")
     verdict_options.add_options(parser)
     options = parser.parse_args(arguments)
     asked = verdict_options.asked(options)
     if options.update or baselines.is_folder(Path(options.base)):
         return compare_with_baseline(Path(options.base), load_run(Path(options.new)), options.update, asked)
-    base, new = load_run(Path(options.base)), load_run(Path(options.new))
+    base = load_run(Path(options.base))
+    if options.new is None:
+        if "ab" not in base.environment:
+            raise UsageError(f"NEW: {options.base!r} is no run of ab, and needs a run that it is held against")
+        return verdict_options.conclude(pairs.judge(base), asked)
+    new = load_run(Path(options.new))
     threads = next((record.axes["threads"] for record in new.records if "threads" in record.axes), None)
     notes = calibrated("compare", new.environment.get("device") or {}, threads)
     return verdict_options.conclude(compare(base, new, asked.floor, asked.level, asked.metrics, notes), asked)

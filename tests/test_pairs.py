@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from reports import Block, Record, Run
-from reports.core.pairs import BASE, LOOKS, NEW, case_of, decided, judge, log_ratios
+from reports.core.pairs import BASE, CONFIRMING, LOOKS, NEW, case_of, decided, judge, log_ratios
 from reports.core.significance import needed
 from reports.core.verdicts import AMBIGUOUS, FASTER, FLOOR, LEVEL, MISSING, NOT_COMPARABLE, SAME, SLOWER
 
@@ -218,3 +218,18 @@ def test_alarms_stay_within_the_level_under_heavy_tails_and_lasting_differences(
 
         alarms += bool(judge(run(measured(truth, quartets=3), placebos=[])).of(SLOWER, FASTER))
     assert alarms <= 11  # 5 % expected at most; 12 or more of 100 have a chance of 0.4 % then
+
+
+def confirmed(first: dict[str, float], second: dict[str, float]) -> dict[str, str]:
+    """Verdicts by case of a first measurement, and of a second one of what was slower in it."""
+    again = measured(noisy(second, seed=2), cases=(*first, "placebo"))
+    late = [record(case_of(r), r.axes["pair"] + CONFIRMING, r.axes["side"], r.samples) for r in again]
+    judged = judge(run([*measured(noisy(first)), *late]))
+    return {v.case: v.verdict for v in judged.verdicts}
+
+
+def test_what_is_slower_has_to_be_so_twice() -> None:
+    assert confirmed({"a": 1.2}, {"a": 1.2}) == {"a": SLOWER, "b": SAME, "placebo": SAME}
+    assert confirmed({"a": 1.2}, {}) == {"a": AMBIGUOUS, "b": SAME, "placebo": SAME}
+    assert confirmed({"a": 1.2, "b": 1.2}, {"b": 1.2}) == {"a": AMBIGUOUS, "b": SLOWER, "placebo": SAME}
+    assert confirmed({"a": 0.8, "b": 1.2}, {"b": 1.2})["a"] == FASTER, "what is faster is not measured again"

@@ -72,6 +72,10 @@ def test_formats_are_found_in_their_order() -> None:
     on_request = ["github", "junit", "github-action-benchmark", "bencher", "parquet"]
     assert list(formats()) == [*usual_formats(), *on_request]
 
+    assert list(usual_formats()) == ["csv", "claims", "plots", "markdown", "html"]
+    on_request = ["github", "junit", "github-action-benchmark", "bencher", "parquet"]
+    assert list(formats()) == [*usual_formats(), *on_request]
+
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)
 def test_golden_files(name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -26,6 +27,9 @@ LOOKS = (8, 12, 16, 20)
 #: Of a process's samples: what its time is taken to be.
 QUANTILE = 0.05
 
+#: Pairs from this number on are of a second measurement, of the cases that the first one found slower.
+CONFIRMING = 1000
+
 Hypothesis = tuple[str, str]
 
 
@@ -37,11 +41,20 @@ def judge(run: Run) -> Comparison:
             error rate of all of them together, and the floor.
     """
     told: Json = run.environment["ab"]
+    comparison = judge_pairs(told, [record for record in run.records if record.axes[PAIR] < CONFIRMING])
+    second = [record for record in run.records if record.axes[PAIR] >= CONFIRMING]
+    if second:
+        _confirm(comparison, judge_pairs(told, second))
+    return comparison
+
+
+def judge_pairs(told: Json, records: Sequence[Record]) -> Comparison:
+    """What the pairs of one measurement say."""
     looks, level, floor = int(told["looks"]), float(told["level"]), float(told["floor"])
-    differences = log_ratios(run.records)
-    broken = _broken(run.records)
+    differences = log_ratios(records)
+    broken = _broken(records)
     open_cases = [key for key in differences if key[0] not in broken]
-    verdicts = _verdicts(open_cases, differences, run.records, level, floor, looks)
+    verdicts = _verdicts(open_cases, differences, records, level, floor, looks)
     verdicts += broken.values()
     verdicts += [
         Verdict(case, "", "", NOT_COMPARABLE, reason=reason) for case, reason in told.get("left_out", {}).items()
@@ -53,6 +66,25 @@ def judge(run: Run) -> Comparison:
     _doubt(verdicts)
     notes = [f"{len(only[NEW])} cases only the new side has: {', '.join(only[NEW][:3])}"] if only.get(NEW) else []
     return Comparison("ab", told[BASE], told[NEW], verdicts, level, floor, notes)
+
+
+def flagged(comparison: Comparison) -> list[str]:
+    """The cases that were found slower."""
+    return list(dict.fromkeys(v.case for v in comparison.of(SLOWER)))
+
+
+def _confirm(first: Comparison, second: Comparison) -> None:
+    """What was found slower has to be so again; the second measurement is then what is told of it."""
+    again = {(v.case, v.metric): v for v in second.verdicts}
+    for place, verdict in enumerate(first.verdicts):
+        if verdict.verdict != SLOWER:
+            continue
+        found = again.get((verdict.case, verdict.metric))
+        if found is not None and found.verdict == SLOWER:
+            first.verdicts[place] = replace(found, reason="slower in a second measurement too")
+        else:
+            reason = "slower at first, and not when measured again"
+            first.verdicts[place] = replace(verdict, verdict=AMBIGUOUS, worse=False, reason=reason)
 
 
 def decided(comparison: Comparison) -> bool:

@@ -17,11 +17,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from pathlib import Path
 
 from ops import Axis, AxisValue, Point
-from reports import Json, Record, Run
-from reports.core.pairs import BASE, LOOKS, NEW, PAIR, SIDE, case_of, decided, judge
+from reports import Json, Record
+from reports.core.pairs import BASE, LOOKS, NEW, PAIR, SIDE, case_of, decided, judge_pairs
 from reports.core.progress import duration
 from reports.core.verdict_options import Asked, asked
 from reports.core.verdicts import Comparison
@@ -261,26 +260,27 @@ def _missing(these: Iterable[str], there: Mapping[str, Case]) -> list[str]:
 
 
 def compare_sides(
-    pairs: Pairs, matched: Matched, request: Request, keep: Callable[[list[Record], float], None]
+    pairs: Pairs, matched: Matched, request: Request, keep: Callable[[list[Record], float], None], first: int = 0
 ) -> Comparison:
     """Measures pairs until each case is decided, looking at the planned looks alone, and returns what was found.
 
     Args:
         keep: called with the two records of each case as soon as they are there, and the seconds they were forecast
             to take.
+        first: number of the first pair.
     """
     looks, cases, records = request.looks, list(matched.measured), list[Record]()
-    environment = {"ab": told(pairs.sides, matched, request)}
+    asked = told(pairs.sides, matched, request)
     began = time.monotonic()
     for count in range(looks[-1]):
-        for made in pairs.measure(cases, count):
+        for made in pairs.measure(cases, first + count):
             records += made
             keep(made, pair_forecast(pairs.sides, cases) / len(cases))
         cases = [case for case in cases if all(r.status == "ok" for r in records if case_of(r) == case)]
         next_end = (time.monotonic() - began) * (count + 2) / (count + 1)
         last = count + 1 == looks[-1] or not cases or next_end > request.limit
         if last or count + 1 in looks:
-            comparison = judge(Run(Path(), environment, records))
+            comparison = judge_pairs(asked, records)
             if last or decided(comparison):
                 break
     return comparison
