@@ -9,9 +9,6 @@ import secrets
 import sys
 import time
 from collections.abc import Collection, Sequence
-
-
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -35,6 +32,7 @@ from suites.core.options import (
 if TYPE_CHECKING:
     from reports.core.records import RunDirectory
     from reports.core.verdict_options import Asked
+    from reports.core.verdicts import Comparison
 
 VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
@@ -243,19 +241,13 @@ def measure(
             directories = models.create(path, head, {model: where.environment(model) for model in plans})
         if path.parent == RUNS:
             point_latest(RUNS, path)
-        where.keep_log(path / "workers.log")
+        where.keep_files(path)
         for model, directory in directories.items():
             directory.update_nodes(where.nodes(model))
         done = {model: directory.recorded() for model, directory in directories.items()}
         todo = {model: [case for case in plans[model].cases if case.id not in ids] for model, ids in done.items()}
         runs = {model: str(directory.environment["run"]) for model, directory in directories.items()}
         untimed = [name for name, suite in chosen.items() if not suite.timed]
-        engine = Engine(selection, session.servers, plan, path.name, began, str(path.resolve()))
-        with Progress(len(todo), plan.total_forecast(todo)) as progress:
-            broken = [record for record in plan.broken_records(path.name) if record.case not in done]
-            for batch in chain([[(record, 0.0) for record in broken]], map(engine.measure, groups(todo, untimed))):
-
-
         work = {model: Work(runs[model], groups(cases, untimed)) for model, cases in todo.items()}
         broken = [
             (model, [(record, 0.0)])
@@ -502,8 +494,8 @@ def report_comparison(run: Run, target: Path) -> None:
 
 
 def compare_command(arguments: Sequence[str]) -> int:
-    """Holds one run against another, or against baselines."""
-    from reports.core import baselines, verdict_options
+    """Holds one run against another, or against baselines; or the two sides of a run of `ab`."""
+    from reports.core import baselines, pairs, verdict_options
     from reports.core.compare import compare
     from reports.core.records import load_run
 

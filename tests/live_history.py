@@ -1,4 +1,4 @@
-"""The live record of the history: a slow-down of 50 % planted in the C++ source of one of 30 commits of a scratch clone.
+"""The live record of the history: a slow-down of 50 % planted in the C++ source of one of 30 commits of a clone.
 
 `python tests/live_history.py DIR` makes the clone, measures each commit that has no run yet (`--limit S`: for so many
 seconds) and adds it to an index; with `--ab` it then holds the planted commit and the one after it against their

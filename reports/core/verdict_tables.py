@@ -97,10 +97,7 @@ def known_formats() -> list[str]:
 
 
 def write(comparison: Comparison, formats: Iterable[str], target: Path) -> None:
-    """Writes `comparison.md`, `.csv` and `.json` into a folder, and the files of other formats, those asked for.
-
-
-    """Writes `comparison.md`, `.csv`, `.json` and `.html` into a folder, those of the formats asked for.
+    """Writes `comparison.md`, `.csv`, `.json` and `.html` into a folder, and other formats' files, those asked for.
 
     Raises:
         RunError: if they cannot be written.
@@ -177,9 +174,6 @@ def ordered(verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 
 def cells(v: Verdict) -> list[str]:
-    """A row under `HEADER`."""
-
-
     """A verdict in words, under `HEADER`."""
     exact = v.p is None
     return [

@@ -19,6 +19,9 @@ from suites.core.cases import Selection, UsageError
 from suites.core.plan import Plan
 from suites.core.rig import Batch, Rig
 
+#: What workers print.
+LOG = "workers.log"
+
 
 @dataclass(frozen=True)
 class Work:
@@ -58,8 +61,8 @@ class Executor(Protocol):
             ServerLost: if there is nothing left to measure on.
         """
 
-    def keep_log(self, path: Path) -> None:
-        """Has what workers print written to that file in the end."""
+    def keep_files(self, folder: Path) -> None:
+        """Has what workers print written to that folder in the end, and what suites leave, where they can."""
 
     def __enter__(self) -> Executor: ...
 
@@ -91,8 +94,9 @@ class Local:
             for group in own.groups:
                 yield model, self._rig.measure(own.run, group)
 
-    def keep_log(self, path: Path) -> None:
-        self._rig.session.log = path
+    def keep_files(self, folder: Path) -> None:
+        self._rig.session.log = folder / LOG
+        self._rig.folder = str(folder.resolve())
 
     def __enter__(self) -> Local:
         return self

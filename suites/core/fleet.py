@@ -27,7 +27,7 @@ from reports import Json, Record
 from suites import Case, Suite, suites
 from suites.core import sources
 from suites.core.cases import Selection, UsageError, record
-from suites.core.executors import Work
+from suites.core.executors import LOG, Work
 from suites.core.machine import affinity
 from suites.core.plan import Plan
 from suites.core.processes import ROOT, ServerLost
@@ -276,8 +276,8 @@ class Fleet:
     def nodes(self, model: str) -> dict[str, Json]:
         return self._nodes.get(model, {})
 
-    def keep_log(self, path: Path) -> None:
-        self._log = path
+    def keep_files(self, folder: Path) -> None:
+        self._log = folder / LOG
 
     # Measuring
 

@@ -33,6 +33,7 @@ class Rig:
         self.selection = selection
         self.suites = suites
         self.session = Session(suites.values())
+        self.folder = ""  # of the run, for files that suites leave there
         self._began = time.monotonic() - (time.time() - began)
 
     def plan(self, say: Callable[[str], None] | None) -> Plan:
@@ -52,7 +53,8 @@ class Rig:
         """
         timed = any(suite.timed for suite in self.suites.values())
         self.session.replicate(self.selection.processes if timed else 1)
-        return Engine(self.selection, self.session.servers, self._plan, run, self._began).measure(group)
+        engine = Engine(self.selection, self.session.servers, self._plan, run, self._began, self.folder)
+        return engine.measure(group)
 
     def __enter__(self) -> Rig:
         return self
