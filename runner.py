@@ -258,6 +258,14 @@ def measure(
         forecast = sum(plans[model].total_forecast(cases) / where.devices(model) for model, cases in todo.items())
         with Progress(sum(map(len, todo.values())), forecast) as progress:
             for model, batch in chain(broken, where.measure(work)):
+
+
+        engine = Engine(selection, session.servers, plan, path.name, began)
+        with Progress(len(todo), plan.total_forecast(todo)) as progress:
+            broken = [record for record in plan.broken_records(path.name) if record.case not in done]
+            for batch in chain(
+                [[(record, 0.0) for record in broken]], map(engine.measure, progress.following(groups(todo, untimed)))
+            ):
                 for record, _ in batch:
                     keep(directories[model], record)
                 progress.done([(record, seconds / where.devices(model)) for record, seconds in batch])
@@ -343,6 +351,20 @@ def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
     render(runs, target, usual_formats().values() if named is None else named)
 
 
+def write(runs: list[Run], target: Path, wanted: list[str] | None, style: str = "screen") -> None:
+    """Renders runs into a folder, in the formats wanted (all if None), the plots in a style."""
+    from reports import formats
+    from reports.core.render import render
+
+    known = formats()
+    chosen = known if wanted is None else {name: known[one_of("--format", name, list(known))] for name in wanted}
+    if style == "paper" and "plots" in chosen:
+        from reports.plots import PAPER
+
+        chosen = {**chosen, "plots": PAPER}
+    render(runs, target, chosen.values())
+
+
 def dry_run(selection: Selection) -> int:
     """Prints the cases and what they are forecast to take."""
     from reports.core.progress import duration
@@ -420,7 +442,12 @@ def report_command(arguments: Sequence[str]) -> int:
     parser.add_argument("run", nargs="+", help="folders of runs; several are shown side by side")
     parser.add_argument("--format", type=names, action="extend", metavar="NAMES", help="formats (those of a run)")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: into the run; needed for several)")
+    parser.add_argument("--style", choices=("screen", "paper"), default="screen", help="of plots: paper is one column")
+    parser.add_argument("--publish", metavar="DIR", help="write a static site of the runs there, and nothing else")
+    parser.add_argument("--bundle", metavar="FILE", help="write a reproduction package (.zip), and nothing else")
     options = parser.parse_args(arguments)
+    if options.publish is not None or options.bundle is not None:
+        return hand_on(options)
     if len(options.run) > 1 and options.output is None:
         raise UsageError("--output: a folder is needed for the report of several runs")
     samples = options.format is None or "html" in options.format
@@ -432,8 +459,27 @@ def report_command(arguments: Sequence[str]) -> int:
     if compared:
         report_comparison(load_run(runs[0].path), target)
     else:
-        write(runs, target, options.format)
+        write(runs, target, options.format, options.style)
     print(f"written to {target}{os.sep}")
+    return OK
+
+
+def hand_on(options: argparse.Namespace) -> int:
+    """Writes runs as a site or as an archive, to be given to others."""
+    from reports.core.publish import bundle, publish
+    from reports.core.records import load_run
+
+    for option, value in (("--output", options.output), ("--format", options.format)):
+        if value is not None:
+            raise UsageError(f"{option}: {value!r} means nothing beside --publish and --bundle")
+    runs = [load_run(Path(run)) for run in options.run]
+    compared = [run for run in runs if "ab" in run.environment]
+    if compared:
+        raise UsageError(f"RUN: {str(compared[0].path)!r} compares two revisions; its folder has comparison.html")
+    for action, target in ((publish, options.publish), (bundle, options.bundle)):
+        if target is not None:
+            action(runs, Path(target))
+            print(f"written to {target}")
     return OK
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from . import Metric, Run
 from .core.arrange import BASELINES, Arrangement, Series, number
@@ -36,10 +36,48 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "pdf.fonttype": 42,  # TrueType, embedded: what publishers ask for
 }
 
 
+class Layout(NamedTuple):
+    """What pictures are made for.
+
+    Args:
+        width, inside: inches of the whole, and of the height inside the axes.
+        scale: of all texts, markers and margins.
+        titled: whether the picture says what it shows; in a paper its caption does.
+        kinds: of files.
+    """
+
+    width: float
+    inside: float
+    scale: float
+    titled: bool
+    kinds: tuple[str, ...]
+    dpi: int
+
+
+_SCREEN = Layout(8.6, 3.4, 1.0, True, ("svg", "png"), 110)
+#: One column of a two-column page, 85 mm.
+_COLUMN = Layout(3.35, 1.9, 0.72, False, ("svg", "png", "pdf"), 300)
+
+
+class _Paper:
+    """The same plots for a paper; the picture of growth has three panels and spans two columns."""
+
+    NAME = NAME
+    ORDER = ORDER
+
+    def serialize(self, runs: list[Run]) -> dict[str, str | bytes]:
+        return _serialize(runs, _COLUMN)
+
+
 def serialize(runs: list[Run]) -> dict[str, str | bytes]:
+    return _serialize(runs, _SCREEN)
+
+
+def _serialize(runs: list[Run], layout: Layout) -> dict[str, str | bytes]:
     import matplotlib
 
     drawn, _ = pictures(Arrangement(runs))
@@ -53,10 +91,13 @@ def serialize(runs: list[Run]) -> dict[str, str | bytes]:
         for roofline in rooflines(Arrangement(runs)):
             figure = _draw_roofline(roofline, colors, styles)
             files |= {f"{roofline.path}.{kind}": _render(figure, kind) for kind in ("svg", "png")}
+
+            figure = _draw(picture, colors, styles, layout)
+            files |= {f"{picture.path}.{kind}": _render(figure, kind, layout.dpi) for kind in layout.kinds}
         slopes = drawn_growths(runs)
         if slopes:
             figure = _draw_growths(slopes, colors)
-            files |= {f"{GROWTH_PATH}.{kind}": _render(figure, kind) for kind in ("svg", "png")}
+            files |= {f"{GROWTH_PATH}.{kind}": _render(figure, kind, layout.dpi) for kind in layout.kinds}
     return files
 
 
@@ -168,31 +209,39 @@ def _draw_slopes(axes: Axes, panel: list[Growth], ops: list[str], colors: dict[s
     axes.grid(True, axis="x", color="#DDDDDD", linewidth=0.7)
 
 
-def _draw(picture: Picture, colors: dict[str, str], styles: dict[str, Style]) -> Figure:
+def _draw(picture: Picture, colors: dict[str, str], styles: dict[str, Style], layout: Layout) -> Figure:
     """One figure; sizes are in inches, so that text keeps its size whatever the number of lines."""
     from matplotlib.figure import Figure
 
     notes = textwrap.wrap("No point: " + "; ".join(picture.missing) + ".", 140) if picture.missing else []
     notes = [*notes[:3], "and more, see the tables"] if len(notes) > 4 else notes
+    notes = notes if layout.titled else []
     labels = [_short(series.label) for series in picture.series]
-    beside = 0.075 * max(map(len, labels)) + 0.3
-    left, right = (0.9, beside) if picture.x_axis else (beside, 1.5)
-    below, above = 0.62 + 0.15 * len(notes), 0.75
-    inside = max(3.4, 0.19 * len(labels)) if picture.x_axis else 0.32 * len(labels) + 0.1
-    width, height = 8.6, below + inside + above
+    scale, width = layout.scale, layout.width
+    beside = scale * (0.075 * max(map(len, labels)) + 0.3)
+    left, right = (0.9 * scale, beside) if picture.x_axis else (beside, 1.5 * scale)
+    below, above = scale * (0.62 + 0.15 * len(notes)), scale * (0.75 if layout.titled else 0.25)
+    row = scale * (0.19 if picture.x_axis else 0.32)
+    inside = max(layout.inside, row * len(labels)) if picture.x_axis else row * len(labels) + 0.1
+    height = below + inside + above
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((left / width, below / height, 1 - (left + right) / width, inside / height))
-    figure.text(0.12 / width, 1 - 0.12 / height, picture.title, weight="bold", size=12, va="top")
-    figure.text(0.12 / width, 1 - 0.38 / height, picture.where, size=9, color=_GREY, va="top")
-    figure.text(0.12 / width, 0.06 / height, "\n".join(notes), size=7.5, color=_GREY, va="bottom")
+    axes.tick_params(labelsize=10 * scale)
+    axes.xaxis.label.set_fontsize(10 * scale)
+    if layout.titled:
+        figure.text(0.12 / width, 1 - 0.12 / height, picture.title, weight="bold", size=12, va="top")
+        figure.text(0.12 / width, 1 - 0.38 / height, picture.where, size=9, color=_GREY, va="top")
+        figure.text(0.12 / width, 0.06 / height, "\n".join(notes), size=7.5, color=_GREY, va="bottom")
     if picture.x_axis:
-        _draw_lines(axes, picture, colors, styles, gap=0.165 / inside)
+        _draw_lines(axes, picture, colors, styles, scale, gap=0.165 * scale / inside)
     else:
-        _draw_bars(axes, picture, colors)
+        _draw_bars(axes, picture, colors, scale)
     return figure
 
 
-def _draw_lines(axes: Axes, picture: Picture, colors: dict[str, str], styles: dict[str, Style], gap: float) -> None:
+def _draw_lines(
+    axes: Axes, picture: Picture, colors: dict[str, str], styles: dict[str, Style], scale: float, gap: float
+) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     for series in picture.series:
@@ -200,11 +249,14 @@ def _draw_lines(axes: Axes, picture: Picture, colors: dict[str, str], styles: di
         marker, line = styles[series.impl]
         xs, ys = [x for x, _ in points], [number(metric) for _, metric in points]
         # Baselines lie as a broad line below the others, so that both are seen where they agree.
-        width, size, order = (3.5, 8, 2.0) if series.op in BASELINES else (1.5, 5, 2.1)
+        width, size, order = (3.5, 8.0, 2.0) if series.op in BASELINES else (1.5, 5.0, 2.1)
+        width, size = width * scale, size * scale
         axes.plot(xs, ys, line, color=colors[series.op], marker=marker, linewidth=width, markersize=size, zorder=order)
         _draw_formula(axes, picture, series, colors[series.op], marker)
         if any(metric.low is not None for _, metric in points):
-            axes.errorbar(xs, ys, yerr=_errors(points), fmt="none", ecolor=colors[series.op], capsize=3, elinewidth=1)
+            axes.errorbar(
+                xs, ys, yerr=_errors(points), fmt="none", ecolor=colors[series.op], capsize=3 * scale, elinewidth=scale
+            )
     low, high = min(picture.ticks), max(picture.ticks)
     margin = max((high / low) ** 0.03, 1.05)
     axes.set_xlim(low / margin, high * margin)
@@ -214,8 +266,8 @@ def _draw_lines(axes: Axes, picture: Picture, colors: dict[str, str], styles: di
     oblong = [label for label in picture.ticks.values() if "×" in label]
     note = f"; {', '.join(oblong)} at the side of an equal square" if oblong else ""
     axes.set_xlabel(_X_LABELS.get(picture.x_axis or "", picture.x_axis or "") + note)
-    _label_values(axes, picture, "y")
-    _label_lines(axes, picture, colors, gap)
+    _label_values(axes, picture, "y", scale)
+    _label_lines(axes, picture, colors, scale, gap)
 
 
 def _draw_formula(axes: Axes, picture: Picture, series: Series, color: str, marker: str) -> None:
@@ -231,7 +283,7 @@ def _draw_formula(axes: Axes, picture: Picture, series: Series, color: str, mark
         )
 
 
-def _draw_bars(axes: Axes, picture: Picture, colors: dict[str, str]) -> None:
+def _draw_bars(axes: Axes, picture: Picture, colors: dict[str, str], scale: float) -> None:
     bars = sorted(((series, points[0]) for series, points in picture.lines.items()), key=lambda b: -number(b[1][1]))
     least = min(number(metric) for _, (_, metric) in bars)
     axes.set_xscale("log")
@@ -240,14 +292,14 @@ def _draw_bars(axes: Axes, picture: Picture, colors: dict[str, str]) -> None:
         errors = _errors([point]) if metric.low is not None else None
         axes.barh(row, number(metric), height=0.62, color=colors[series.op], xerr=errors, capsize=3)
         text = f"  {quantity(metric.name, metric.unit, number(metric))}"
-        axes.text(max(number(metric), metric.high or 0.0), row, text, va="center", size=9)
+        axes.text(max(number(metric), metric.high or 0.0), row, text, va="center", size=9 * scale)
     axes.set_yticks(range(len(bars)), labels=[_short(series.label) for series, _ in bars])
     axes.set_ylim(-0.6, len(bars) - 0.4)
     axes.set_xlim(left=10 ** math.floor(math.log10(least) - 0.3))
-    _label_values(axes, picture, "x")
+    _label_values(axes, picture, "x", scale)
 
 
-def _label_values(axes: Axes, picture: Picture, which: str) -> None:
+def _label_values(axes: Axes, picture: Picture, which: str, scale: float) -> None:
     """Ticks of the metric's axis, each with its unit: 1, 2 and 5 in each decade, or the decades alone where many."""
     axis = axes.yaxis if which == "y" else axes.xaxis
     low, high = axes.get_ylim() if which == "y" else axes.get_xlim()
@@ -260,12 +312,12 @@ def _label_values(axes: Axes, picture: Picture, which: str) -> None:
     if which == "y":
         figure = cast("Figure", axes.get_figure())
         above = axes.get_position().y1 + 0.08 / figure.get_figheight()
-        axes.text(0.01, above, picture.metric, transform=figure.transFigure, size=9)
+        axes.text(0.01, above, picture.metric, transform=figure.transFigure, size=9 * scale)
     else:
         axes.set_xlabel(picture.metric)
 
 
-def _label_lines(axes: Axes, picture: Picture, colors: dict[str, str], gap: float) -> None:
+def _label_lines(axes: Axes, picture: Picture, colors: dict[str, str], scale: float, gap: float) -> None:
     """Names the lines at their right ends, moved apart, with a thin leader where a line ends early."""
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = [(series, x, number(metric)) for series in picture.series for x, metric in [picture.ends(series)]]
@@ -274,7 +326,7 @@ def _label_lines(axes: Axes, picture: Picture, colors: dict[str, str], gap: floa
     for (series, _, _), (x, y), place in zip(ends, at, _spread([y for _, y in at], gap), strict=True):
         color = colors[series.op]
         axes.plot((x, 1.025), (y, place), ":", color=color, linewidth=0.7, transform=axes.transAxes, clip_on=False)
-        axes.text(1.03, place, _short(series.label), color=color, size=9, va="center", transform=axes.transAxes)
+        axes.text(1.03, place, _short(series.label), color=color, size=9 * scale, va="center", transform=axes.transAxes)
 
 
 def _spread(wanted: list[float], gap: float) -> list[float]:
@@ -309,10 +361,15 @@ def _short(label: str) -> str:
     return label if len(label) <= 32 else label[:31] + "…"
 
 
-def _render(figure: Figure, kind: str) -> bytes:
+def _render(figure: Figure, kind: str, dpi: int) -> bytes:
     buffer = io.BytesIO()
-    if kind == "svg":
-        figure.savefig(buffer, format=kind, metadata={"Date": None, "Creator": None})
+    if kind == "png":
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     else:
-        figure.savefig(buffer, format=kind, dpi=110, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+        undated = {"Date": None} if kind == "svg" else {"CreationDate": None, "Producer": None}
+        figure.savefig(buffer, format=kind, metadata={**undated, "Creator": None})
     return buffer.getvalue()
+
+
+#: `--style paper`.
+PAPER = _Paper()

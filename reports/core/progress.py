@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
@@ -12,6 +14,15 @@ from rich.progress import Progress as Bar
 
 from .. import Record
 from .units import quantity
+
+
+class Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+#: A case; what one is, is the business of whoever measures.
+Named = TypeVar("Named", bound=Identified)
 
 
 class Progress:
@@ -30,7 +41,12 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TaskProgressColumn(),
+            )
             self._bar = Bar(*columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True))
             self._task = self._bar.add_task("measuring", total=self._cases, left=duration(self._forecast) + " left")
             self._bar.start()
@@ -43,6 +59,14 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def following(self, groups: Iterable[list[Named]]) -> Iterator[list[Named]]:
+        """Hands on groups of cases, and shows each while it is measured."""
+        for group in groups:
+            if self._bar is not None:
+                more = f" and {len(group) - 1} beside it" if len(group) > 1 else ""
+                self._bar.update(self._task, description=group[0].id + more)
+            yield group
 
     def done(self, batch: list[tuple[Record, float]]) -> None:
         """Tells of records that were written together, each with the seconds it was forecast to take."""
