@@ -257,15 +257,7 @@ def measure(
         ]
         forecast = sum(plans[model].total_forecast(cases) / where.devices(model) for model, cases in todo.items())
         with Progress(sum(map(len, todo.values())), forecast) as progress:
-            for model, batch in chain(broken, where.measure(work)):
-
-
-        engine = Engine(selection, session.servers, plan, path.name, began)
-        with Progress(len(todo), plan.total_forecast(todo)) as progress:
-            broken = [record for record in plan.broken_records(path.name) if record.case not in done]
-            for batch in chain(
-                [[(record, 0.0) for record in broken]], map(engine.measure, progress.following(groups(todo, untimed)))
-            ):
+            for model, batch in chain(broken, where.measure(work, progress.following)):
                 for record, _ in batch:
                     keep(directories[model], record)
                 progress.done([(record, seconds / where.devices(model)) for record, seconds in batch])
@@ -341,23 +333,14 @@ def tell(path: Path) -> int:
     return FAILED if any(record.status in FAILURES for run in runs for record in run.records) else OK
 
 
-def write(runs: list[Run], target: Path, wanted: list[str] | None) -> None:
-    """Renders runs into a folder, in the formats wanted (the usual ones if None)."""
+def write(runs: list[Run], target: Path, wanted: list[str] | None, style: str = "screen") -> None:
+    """Renders runs into a folder, in the formats wanted (the usual ones if None), the plots in a style."""
     from reports import formats, usual_formats
     from reports.core.render import render
 
     known = formats()
-    named = None if wanted is None else [known[one_of("--format", name, list(known))] for name in wanted]
-    render(runs, target, usual_formats().values() if named is None else named)
-
-
-def write(runs: list[Run], target: Path, wanted: list[str] | None, style: str = "screen") -> None:
-    """Renders runs into a folder, in the formats wanted (all if None), the plots in a style."""
-    from reports import formats
-    from reports.core.render import render
-
-    known = formats()
-    chosen = known if wanted is None else {name: known[one_of("--format", name, list(known))] for name in wanted}
+    named = wanted if wanted is not None else list(usual_formats())
+    chosen = {name: known[one_of("--format", name, list(known))] for name in named}
     if style == "paper" and "plots" in chosen:
         from reports.plots import PAPER
 

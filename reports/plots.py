@@ -85,15 +85,11 @@ def _serialize(runs: list[Run], layout: Layout) -> dict[str, str | bytes]:
     files: dict[str, str | bytes] = {}
     with matplotlib.rc_context(_STYLE):
         for picture in drawn:
-            figure = _draw(picture, colors, styles)
-            files[f"{picture.path}.svg"] = _render(figure, "svg")
-            files[f"{picture.path}.png"] = _render(figure, "png")
-        for roofline in rooflines(Arrangement(runs)):
-            figure = _draw_roofline(roofline, colors, styles)
-            files |= {f"{roofline.path}.{kind}": _render(figure, kind) for kind in ("svg", "png")}
-
             figure = _draw(picture, colors, styles, layout)
             files |= {f"{picture.path}.{kind}": _render(figure, kind, layout.dpi) for kind in layout.kinds}
+        for roofline in rooflines(Arrangement(runs)):
+            figure = _draw_roofline(roofline, colors, styles)
+            files |= {f"{roofline.path}.{kind}": _render(figure, kind, layout.dpi) for kind in layout.kinds}
         slopes = drawn_growths(runs)
         if slopes:
             figure = _draw_growths(slopes, colors)

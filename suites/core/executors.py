@@ -7,7 +7,7 @@ case: in this process, or in an actor on each device.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,8 @@ from suites import Case, Suite
 from suites.core.cases import Selection, UsageError
 from suites.core.plan import Plan
 from suites.core.rig import Batch, Rig
+
+Following = Callable[[Iterable[list[Case]]], Iterator[list[Case]]]
 
 #: What workers print.
 LOG = "workers.log"
@@ -54,8 +56,11 @@ class Executor(Protocol):
     def nodes(self, model: str) -> dict[str, Json]:
         """What is known of the nodes by now, by name; empty where there is this machine alone."""
 
-    def measure(self, work: Mapping[str, Work]) -> Iterator[tuple[str, Batch]]:
+    def measure(self, work: Mapping[str, Work], following: Following) -> Iterator[tuple[str, Batch]]:
         """Measures each model's groups, one at a time on a device; yields model and records as soon as there are some.
+
+        Args:
+            following: what groups pass through, one by one, as they are taken up.
 
         Raises:
             ServerLost: if there is nothing left to measure on.
@@ -89,9 +94,9 @@ class Local:
     def nodes(self, model: str) -> dict[str, Json]:
         return {}
 
-    def measure(self, work: Mapping[str, Work]) -> Iterator[tuple[str, Batch]]:
+    def measure(self, work: Mapping[str, Work], following: Following) -> Iterator[tuple[str, Batch]]:
         for model, own in work.items():
-            for group in own.groups:
+            for group in following(own.groups):
                 yield model, self._rig.measure(own.run, group)
 
     def keep_files(self, folder: Path) -> None:

@@ -27,7 +27,7 @@ from reports import Json, Record
 from suites import Case, Suite, suites
 from suites.core import sources
 from suites.core.cases import Selection, UsageError, record
-from suites.core.executors import LOG, Work
+from suites.core.executors import LOG, Following, Work
 from suites.core.machine import affinity
 from suites.core.plan import Plan
 from suites.core.processes import ROOT, ServerLost
@@ -281,7 +281,7 @@ class Fleet:
 
     # Measuring
 
-    def measure(self, work: Mapping[str, Work]) -> Iterator[tuple[str, Batch]]:
+    def measure(self, work: Mapping[str, Work], following: Following) -> Iterator[tuple[str, Batch]]:
         """Hands out groups in order, those that were lost first; each device has one at a time."""
         waiting = {m: deque(Group(m, own.run, cases) for cases in own.groups) for m, own in work.items()}
         under_way: dict[Any, tuple[Device, Group]] = {}
@@ -289,7 +289,7 @@ class Fleet:
         while True:
             for device in [device for device in idle if waiting.get(device.model)]:
                 group = waiting[device.model].popleft()
-                ids = [case.id for case in group.cases]
+                ids = [case.id for case in next(following([group.cases]))]
                 under_way[device.actor.measure.remote(group.run, ids)] = (device, group)
                 idle.remove(device)
             if not under_way:
