@@ -219,6 +219,7 @@ def suites() -> dict[str, Suite]:
             continue
         module = importlib.import_module(f".{path.stem}", __name__)
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Suite) and value.__module__ == module.__name__:
+            declared = isinstance(value, type) and issubclass(value, Suite) and value.__module__ == module.__name__
+            if declared and "name" in vars(value):
                 found[value.name] = value()
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
