@@ -547,6 +547,8 @@ def compare_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     asked = verdict_options.asked(options)
     if options.update or baselines.is_folder(Path(options.base)):
+        if options.new is None:
+            raise UsageError(f"NEW: a run is needed beside the baselines {options.base!r}")
         return compare_with_baseline(Path(options.base), load_run(Path(options.new)), options.update, asked)
     base = load_run(Path(options.base))
     if options.new is None:

@@ -248,4 +248,4 @@ def test_report_and_compare_write_what_is_asked_for(runner: Runner, tmp_path: Pa
     assert sorted(path.name for path in (tmp_path / "compared").iterdir()) == ["comparison.csv", "github.md"]
     done = runner("compare", str(run), str(run), "--format", "plots", "--output", "compared")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--format: 'plots' is not one of terminal, markdown, csv, json, github, junit" in done.stderr
+    assert "--format: 'plots' is not one of terminal, markdown, csv, json, html, github, junit" in done.stderr

@@ -1,0 +1,81 @@
+"""The recipes of CI: the workflows are sound, the page has them as they are, and they tell red from green."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from sample_runs import environment
+
+from reports import Block, Record
+from reports.core.pairs import CONFIRMING
+from reports.core.records import RunDirectory
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_the_page_has_the_files_as_they_are() -> None:
+    page = (ROOT / "docs" / "ci.md").read_text()
+    shown = dict(re.findall(r"^`([^`\n]+)`:\n\n```\w+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
+    on_disk = [*WORKFLOWS, *(ROOT / ".ci").iterdir()]
+    assert shown == {str(file.relative_to(ROOT)): file.read_text() for file in on_disk}
+
+
+def test_workflows_pass_actionlint() -> None:
+    program = shutil.which("actionlint")
+    if program is None:
+        pytest.skip("no actionlint")
+    done = subprocess.run([program, *map(str, WORKFLOWS)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_workflows_have_least_rights_and_call_the_scripts() -> None:
+    assert {file.stem for file in WORKFLOWS} == {"tests", "resources", "regressions", "gpu"}
+    for file in WORKFLOWS:
+        text = file.read_text()
+        assert "permissions:\n  contents: read\n" in text
+        assert re.search(r"run: (\.ci/|make )", text)
+        assert "${{ github.event" not in "".join(re.findall(r"run: .*", text)), "others' text in a shell command"
+
+
+def recorded(path: Path, factor: float, again: float | None = None) -> Path:
+    """A run of `ab` in which the new side takes `factor` times as long, and `again` in a second measurement."""
+    told = {"base": "c0", "new": "c1", "placebos": [], "left_out": {}, "only": {}, "looks": 1, "level": 0.05}
+    directory = RunDirectory.create(path, environment("ab") | {"ab": told | {"floor": 0.03}})
+    draw = random.Random(0)
+    stages = [(0, factor)] + ([(CONFIRMING, again)] if again is not None else [])
+    for first, slower in stages:
+        for pair in range(first, first + 8):
+            for side in ("base", "new"):
+                seconds = 1e-3 * (slower if side == "new" else 1) * math.exp(draw.gauss(0, 0.005))
+                blocks = [Block("latency_wall", pair, 0, 0.0, 1, [seconds] * 5)]
+                case = f"latency:ddf_op/native@cpu:n1:pair={pair}:side={side}"
+                axes = {"pair": pair, "side": side}
+                directory.append(
+                    Record("ab", case, 1, "latency", "ddf_op", "native", "cpu", axes, "ok", samples=blocks)
+                )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("factor", "again", "code", "told"),
+    [(1.5, 1.5, 1, "Regression"), (1.0, None, 0, "No regression"), (1.5, 1.0, 0, "not when measured again")],
+)
+def test_the_recipe_is_red_for_a_slow_down_and_green_after_it(
+    tmp_path: Path, factor: float, again: float | None, code: int, told: str
+) -> None:
+    run, summary = recorded(tmp_path / "run", factor, again), tmp_path / "summary.md"
+    paths = {"PYTHON": sys.executable, "GITHUB_STEP_SUMMARY": str(summary), "PATH": "/usr/bin:/bin"}
+    command = [str(ROOT / ".ci" / "regressions"), "--recorded", str(run)]
+    done = subprocess.run(command, cwd=ROOT, env=paths, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert told in summary.read_text()
+    assert (run / "junit.xml").exists()
+    assert ("<failure" in (run / "junit.xml").read_text()) == (code == 1)
