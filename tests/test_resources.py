@@ -220,17 +220,17 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> list[Metric]:
 
 @needs_nvcc
 def test_a_planted_register_spill_is_a_regression(tmp_path: Path, sound: list[Metric]) -> None:
-    csrc = planted(tmp_path, "kSize == 3 ? 4 : 1", "8")
+    csrc = planted(tmp_path, "planes_threads(kSize), 1)", "planes_threads(kSize), 4)")
     comparison = held(tmp_path, sound, code_of(csrc, tmp_path))
     assert {"spill_stores", "spill_loads", "stack"} <= worse(comparison)
     assert comparison.exit_code() == 1
 
 
 @needs_nvcc
-def test_a_planted_unaligned_store_is_a_regression(tmp_path: Path, sound: list[Metric]) -> None:
-    wide = "store<Hint::streaming>(output + i * kUnit, load<kUnit>(out + i * kUnit));"
+def test_a_planted_load_in_parts_is_a_regression(tmp_path: Path, sound: list[Metric]) -> None:
+    wide = "= load<4>(taps + j);"
     assert not worse(held(tmp_path / "same", sound, sound))
-    csrc = planted(tmp_path, wide, "for (int e = 0; e < kUnit; ++e) output[i * kUnit + e] = out[i * kUnit + e];")
+    csrc = planted(tmp_path, wide, "{taps[j], taps[j + 1], taps[j + 2], taps[j + 3]};")
     assert worse(held(tmp_path, sound, code_of(csrc, tmp_path))) == {"accesses_128"}
 
 
@@ -239,23 +239,24 @@ class Planes(Kernels):
 
     def __init__(self, csrc: Path, cache: Path) -> None:
         source = csrc / "ddf" / "cuda" / "planes.cu"
-        text = re.sub(r"by_size<(double|__half|__nv_bfloat16)>\(p, gpu, stream\)", "1", source.read_text())
-        source.write_text(re.sub(r"run<T, [37]>\(p, gpu, stream\)", "cudaErrorNotSupported", text))
-        self.path = emulation.compile_kernels([source], "checked", csrc, cache)
+        text = re.sub(r"by_size<(double|__half|__nv_bfloat16)>\(p, gpu, stream, bands\)", "1", source.read_text())
+        source.write_text(re.sub(r"run<T, [37]>\(p, gpu, stream, bands\)", "cudaErrorNotSupported", text))
+        self.path = emulation.compile_kernels([source, source.with_name("cut.cu")], "checked", csrc, cache)
         self.library = ctypes.CDLL(str(self.path))
 
     def call(self, entry: str, params: Any, kernel: str | None = None) -> None:
-        gpu = (ctypes.c_int * 2)(int(ARCH), 2)
-        assert self.library._ZN3ddf13launch_planesERKNS_6ParamsERKNS_3GpuEPv(ctypes.byref(params), gpu, None) == 0
+        gpu = (ctypes.c_int * 3)(int(ARCH), 2, 99 << 10)
+        launch = self.library._ZN3ddf13launch_planesERKNS_6ParamsERKNS_3GpuEPvb
+        assert launch(ctypes.byref(params), gpu, None, False) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(emulation.missing() is not None, reason=str(emulation.missing()))
 def test_a_planted_temporary_is_a_regression(tmp_path: Path) -> None:
     """Sums that go to global memory and come back."""
-    store = "narrow(sum, out + c * out_pixels + pixel);"
-    there = "volatile T* there = at<T>(p.out, n, c0, 0, 0) + c * out_pixels + pixel;"
-    temporary = f"{there} *there = sum; out[c * out_pixels + pixel] = *there;"
+    store = "store<Hint::streaming>(out + (first + i) * p.out.stride[1], value);"
+    there = "volatile T* there = out + (first + i) * p.out.stride[1];"
+    temporary = f"{there} *there = sum; value[0] = *there; {store}"
     properties = compiled.Properties(48, 1, 0, 0, 0, 0)
     told = []
     for name, new in (("sound", store), ("fault", temporary)):

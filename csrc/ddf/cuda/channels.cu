@@ -39,7 +39,9 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
   plan.across = int(ceil_div(p.out_width, plan.columns));
   CutLimits limits = {};
   limits.row_unit = 1, limits.most_rows = kMostRows, limits.across = plan.across;
-  limits.channel_unit = std::max(Shape::kVector, 32 / item), limits.most_chunk = p.channels;
+  limits.channel_unit = std::max(Shape::kVector, 32 / item);
+  limits.most_chunk =
+      kChannelsTurns<kSize> ? p.channels : kChannelsThreads / kMostRows * Shape::kVector;
   limits.blocks_at_once = kSize == 3 ? 2 : 1;
   const Cut chosen = cut(p, gpu, limits);
   plan.groups = chosen.rows, plan.down = chosen.down;

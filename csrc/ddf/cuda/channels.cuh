@@ -42,6 +42,10 @@ struct ChannelsShape {
 
 constexpr int kChannelsThreads = 256;
 
+// Whether a block takes more channels than it has threads for: at k = 5 and 7 it has no registers.
+template <int kSize>
+constexpr bool kChannelsTurns = kSize == 3;
+
 using ChannelsKernel = void (*)(const Params, const ChannelsPlan);
 
 // The kernel for a stride of 1 or 2; instantiated in channels_3.cu, channels_5.cu, channels_7.cu.
@@ -115,7 +119,7 @@ __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
   for (int r = 0; r < kSize; ++r) row_inside[r] = top + r >= 0 && top + r < p.height;
 
 #pragma unroll 1
-  for (int turn = 1; there; there = load_channel(turn++)) {
+  for (int turn = 1; there; there = kChannelsTurns<kSize> && load_channel(turn++)) {
     A sum[kSlots][kVector];
     Pack<T, kVector> ahead[kSize];
     const auto fetch = [&](int step) {
