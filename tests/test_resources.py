@@ -230,7 +230,8 @@ def test_a_planted_register_spill_is_a_regression(tmp_path: Path, sound: list[Me
 def test_a_planted_load_in_parts_is_a_regression(tmp_path: Path, sound: list[Metric]) -> None:
     wide = "= load<4>(taps + j);"
     assert not worse(held(tmp_path / "same", sound, sound))
-    csrc = planted(tmp_path, wide, "{taps[j], taps[j + 1], taps[j + 2], taps[j + 3]};")
+    parts = ", ".join(f"static_cast<const volatile A*>(taps)[j + {part}]" for part in range(4))
+    csrc = planted(tmp_path, wide, f"{{{parts}}};")
     assert worse(held(tmp_path, sound, code_of(csrc, tmp_path))) == {"accesses_128"}
 
 

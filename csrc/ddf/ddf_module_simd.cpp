@@ -109,13 +109,13 @@ template <typename T>
 struct Work {
   using A = Accumulator<T>;
 
-  A* parts;        // sums of the features over a tile: (batch, tiles, whole channels)
-  A* means;        // (batch, whole channels)
-  A* hidden;       // (batch, whole hidden)
-  A* raw_spatial;  // backward: (batch, head*k^2, pixels); then its gradient
-  A* raw_channel;  // (batch, vectors of channels, k^2, lanes)
-  A* excited;      // gradient of the hidden units, a part for each vector of channels
-  A* squeezed;     // the same complete, zero where the unit is
+  A* parts = nullptr;        // sums of the features over a tile: (batch, tiles, whole channels)
+  A* means = nullptr;        // (batch, whole channels)
+  A* hidden = nullptr;       // (batch, whole hidden)
+  A* raw_spatial = nullptr;  // backward: (batch, head*k^2, pixels); then its gradient
+  A* raw_channel = nullptr;  // (batch, vectors of channels, k^2, lanes)
+  A* excited = nullptr;      // gradient of the hidden units, a part for each vector of channels
+  A* squeezed = nullptr;     // the same complete, zero where the unit is
 
   Work(const ModuleParams& p, Arena& arena) {
     const int64_t channels = whole<A>(p.channels), units = whole<A>(p.hidden);

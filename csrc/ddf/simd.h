@@ -359,7 +359,8 @@ inline Vector<A> totals(Vector<A>* vectors) {
 
 inline Vector<float> root(Vector<float> square) {
 #if defined(__AVX512F__)
-  return (Vector<float>)_mm512_sqrt_ps((__m512)square);
+  // Unmasked, g++ 12 warns of the lanes that its header leaves undefined.
+  return (Vector<float>)_mm512_maskz_sqrt_ps(0xffff, (__m512)square);
 #elif defined(__AVX__)
   return (Vector<float>)_mm256_sqrt_ps((__m256)square);
 #elif defined(__SSE2__)
@@ -372,7 +373,7 @@ inline Vector<float> root(Vector<float> square) {
 
 inline Vector<double> root(Vector<double> square) {
 #if defined(__AVX512F__)
-  return (Vector<double>)_mm512_sqrt_pd((__m512d)square);
+  return (Vector<double>)_mm512_maskz_sqrt_pd(0xff, (__m512d)square);
 #elif defined(__AVX__)
   return (Vector<double>)_mm256_sqrt_pd((__m256d)square);
 #elif defined(__SSE2__)
