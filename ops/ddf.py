@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
 from .core import native, published
-from .core.closed_forms import held
+from .core.closed_forms import applied, held
 from .core.kernels import kernels
 from .core.seeded import fill_convolution, normal, placed
 from .core.taps import windows
@@ -400,7 +400,7 @@ class DDFPack(_Pack):
         Raises:
             RuntimeError: if the operator cannot serve; the text says why.
         """
-        reason = native.fused_missing(x.device.type) or self.not_fused
+        reason = self.fused_refusal(x.device.type)
         if reason:
             raise RuntimeError(f"fused: {reason}")
         predict, spatial_norm = cast(tuple[nn.Conv2d, FilterNorm], self.spatial_branch)
@@ -422,8 +422,11 @@ class DDFPack(_Pack):
             self.kernel_combine,
         )
 
-    #: Why `fused` cannot stand for `forward`, if it cannot.
-    not_fused = ""
+    def fused_refusal(self, device: str) -> str:
+        """Why `fused` cannot stand for `forward` on that kind of device; empty where it can."""
+        if self.kernel_size > native.MAX_KERNEL_SIZE:
+            return f"kernel_size is at most {native.MAX_KERNEL_SIZE}, not {self.kernel_size}"
+        return native.fused_missing(device)
 
     def compute(self, x: Tensor, operator: Operator) -> Tensor:
         """`forward` with another impl of `ddf`."""
@@ -548,20 +551,8 @@ class DDFOp(Op):
         return _reference(**inputs.tensors, point=point, absolute=True)
 
     def costs(self, point: Point) -> Costs:
-        """No parameters; one MAC a tap and output, and for each of the three gradients another.
-
-        floor_bytes: features x and filters f read, output o written; a backward pass reads x, f and the gradient of o,
-        and writes those of x and f: 3 (x + f) + 2 o in all.
-        """
-        features, output = point.pixels * point.channels, point.out_pixels * point.channels
-        filters = point.taps * (point.out_pixels + point.batch * point.channels)
-        elements = 3 * (features + filters) + 2 * output if point.backward else features + filters + output
-        return Costs(
-            params={},
-            macs={"dynamic_filter": (4 if point.backward else 1) * output * point.taps},
-            floor_bytes=elements * point.itemsize,
-            memory=held(point, features=features, given_filters=filters, output=output),
-        )
+        """As of any filters that are given, here two, of which each product has both."""
+        return applied(point, point.taps * (point.out_pixels + point.batch * point.channels), factors=3)
 
 
 class AblatedPack(DDFPack):
@@ -574,7 +565,6 @@ class AblatedPack(DDFPack):
     """
 
     neutral: Tensor
-    not_fused = "the whole module with FilterNorm alone"
 
     def __init__(self, *arguments: Any, branches: str, norm: str, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -597,6 +587,9 @@ class AblatedPack(DDFPack):
         if self.branches == "channel":
             return self.channel_branch(x).flatten(1), self.neutral.expand(n, self.head * taps, *size)
         return self.channel_branch(x).flatten(1), self.spatial_branch(x)
+
+    def fused_refusal(self, device: str) -> str:
+        return "the whole module with FilterNorm alone"
 
     def generated(self, x: Tensor) -> tuple[Tensor, ...]:
         """The filters that are predicted."""
@@ -864,11 +857,9 @@ def _(inputs: Inputs, point: Point) -> Closure:
 @DDFModule.impl("fused", library="ddf")
 def _(inputs: Inputs, point: Point) -> Closure:
     features, pack = inputs["features"], cast(DDFPack, inputs.module)
-    reason = native.fused_missing(features.device.type) or pack.not_fused
+    reason = pack.fused_refusal(features.device.type)
     if reason:
         raise Skip(f"fused operator: {reason}")
-    if point.kernel_size > native.MAX_KERNEL_SIZE:
-        raise Skip(f"fused operator: kernel_size is at most {native.MAX_KERNEL_SIZE}, not {point.kernel_size}")
     return lambda: pack.fused(features)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import Closure, Costs, Inputs, Op, Point
-from .core.closed_forms import held
+from .core.closed_forms import applied
 from .core.optional import library
 from .core.seeded import normal
 
@@ -67,22 +67,11 @@ class Dcnv4(Op):
         return out.permute(0, 3, 1, 2).reshape(point.batch, point.channels, *of_tap.shape[2:])
 
     def costs(self, point: Point) -> Costs:
-        """No parameters; one MAC a tap and output, the interpolation of what it reads `left_out`.
-
-        floor_bytes: features x, offsets and weights f read, output o written; a backward pass reads x, f and the
-        gradient of o, and writes those of x and f: 3 (x + f) + 2 o in all.
-        """
-        c, products = point.channels, 3 if point.backward else 1
-        features, output = point.pixels * c, point.out_pixels * c
+        """As of any filters that are given, offsets among them; the interpolation of what it reads is `left_out`."""
+        c = point.channels
+        products = (3 if point.backward else 1) * point.out_pixels * c * point.taps
         given = 3 * point.out_pixels * c // gcd(GROUP, c) * point.taps
-        read = features + given
-        return Costs(
-            params={},
-            macs={"dynamic_filter": products * output * point.taps},
-            floor_bytes=(3 * read + 2 * output if point.backward else read + output) * point.itemsize,
-            memory=held(point, features=features, given_filters=given, output=output),
-            left_out={"interpolation": products * 4 * output * point.taps},
-        )
+        return applied(point, given, left_out={"interpolation": 4 * products})
 
 
 def _places(point: Point, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

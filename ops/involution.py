@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import Closure, Costs, Inputs, Op, Point
 from .core import native
-from .core.closed_forms import held
+from .core.closed_forms import applied, held
 from .core.networks import involution as layers
 from .core.seeded import drawn, normal
 from .core.taps import windows
@@ -44,21 +44,9 @@ class InvolutionOp(Op):
         return _sum_terms(inputs["features"].abs(), inputs["filters"].abs(), point)
 
     def costs(self, point: Point) -> Costs:
-        """No parameters; one MAC a tap and output.
-
-        floor_bytes: features x and filters f read, output o written; a backward pass reads x, f and the gradient of o,
-        and writes those of x and f: 3 (x + f) + 2 o in all.
-        """
-        c, products = point.channels, 3 if point.backward else 1
-        features, output = point.pixels * c, point.out_pixels * c
-        filters = point.out_pixels * c // gcd(layers.GROUP, c) * point.taps
-        read = features + filters
-        return Costs(
-            params={},
-            macs={"dynamic_filter": products * output * point.taps},
-            floor_bytes=(3 * read + 2 * output if point.backward else read + output) * point.itemsize,
-            memory=held(point, features=features, given_filters=filters, output=output),
-        )
+        """As of any filters that are given."""
+        c = point.channels
+        return applied(point, point.out_pixels * c // gcd(layers.GROUP, c) * point.taps)
 
 
 def _sum_terms(features: Tensor, filters: Tensor, point: Point) -> Tensor:

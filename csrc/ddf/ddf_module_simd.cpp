@@ -991,32 +991,17 @@ int64_t work_bytes(const ModuleParams& p) {
   return arena.used();
 }
 
-// Picks the element type. There is no other: the binding refuses it.
-template <typename Result, Result (*f32)(const ModuleParams&), Result (*f64)(const ModuleParams&),
-          Result (*f16)(const ModuleParams&), Result (*bf16)(const ModuleParams&)>
-Result by_dtype(const ModuleParams& p) {
-  switch (p.dtype) {
-    case DType::float32:
-      return f32(p);
-    case DType::float64:
-      return f64(p);
-    case DType::float16:
-      return f16(p);
-    case DType::bfloat16:
-      return bf16(p);
-  }
-  __builtin_unreachable();
-}
-
-#define DDF_BY_DTYPE(result, f) by_dtype<result, f<float>, f<double>, f<Half>, f<BFloat16>>
-
 }  // namespace
 
 extern const Kernels KERNELS = {
-    DDF_BY_DTYPE(int64_t, work_bytes),      DDF_BY_DTYPE(Job, predict_spatial_job),
-    DDF_BY_DTYPE(Job, predict_channel_job), DDF_BY_DTYPE(Job, normalise_spatial_job),
-    DDF_BY_DTYPE(Job, excite_job),          DDF_BY_DTYPE(Job, squeeze_job),
-    DDF_BY_DTYPE(Job, grad_features_job),   DDF_BY_DTYPE(Job, grad_bias_job),
+    DDF_BY_DTYPE(ModuleParams, int64_t, work_bytes),
+    DDF_BY_DTYPE(ModuleParams, Job, predict_spatial_job),
+    DDF_BY_DTYPE(ModuleParams, Job, predict_channel_job),
+    DDF_BY_DTYPE(ModuleParams, Job, normalise_spatial_job),
+    DDF_BY_DTYPE(ModuleParams, Job, excite_job),
+    DDF_BY_DTYPE(ModuleParams, Job, squeeze_job),
+    DDF_BY_DTYPE(ModuleParams, Job, grad_features_job),
+    DDF_BY_DTYPE(ModuleParams, Job, grad_bias_job),
 };
 
 }  // namespace ddf::module

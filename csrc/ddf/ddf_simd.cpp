@@ -629,32 +629,13 @@ Job grad_channel_job(const Params& p) {
           grad_channel<T>};
 }
 
-// Picks the element type. There is no other: the binding refuses it.
-template <Job (*f32)(const Params&), Job (*f64)(const Params&), Job (*f16)(const Params&),
-          Job (*bf16)(const Params&)>
-Job by_dtype(const Params& p) {
-  switch (p.dtype) {
-    case DType::float32:
-      return f32(p);
-    case DType::float64:
-      return f64(p);
-    case DType::float16:
-      return f16(p);
-    case DType::bfloat16:
-      return bf16(p);
-  }
-  __builtin_unreachable();
-}
-
-#define DDF_BY_DTYPE(job) by_dtype<job<float>, job<double>, job<Half>, job<BFloat16>>
-
 }  // namespace
 
 extern const CpuKernels KERNELS = {
-    DDF_BY_DTYPE(forward_job),
-    DDF_BY_DTYPE(grad_features_job),
-    DDF_BY_DTYPE(grad_channel_job),
-    DDF_BY_DTYPE(grad_spatial_job),
+    DDF_BY_DTYPE(Params, Job, forward_job),
+    DDF_BY_DTYPE(Params, Job, grad_features_job),
+    DDF_BY_DTYPE(Params, Job, grad_channel_job),
+    DDF_BY_DTYPE(Params, Job, grad_spatial_job),
 };
 
 }  // namespace ddf

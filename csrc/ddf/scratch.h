@@ -119,5 +119,24 @@ void store_pixels(A* to, int64_t step, const A* from, int64_t pitch, int64_t cou
   }
 }
 
+// Picks the element type. There is no other: the binding refuses it.
+template <typename P, typename Result, Result (*f32)(const P&), Result (*f64)(const P&),
+          Result (*f16)(const P&), Result (*bf16)(const P&)>
+Result by_dtype(const P& p) {
+  switch (p.dtype) {
+    case DType::float32:
+      return f32(p);
+    case DType::float64:
+      return f64(p);
+    case DType::float16:
+      return f16(p);
+    case DType::bfloat16:
+      return bf16(p);
+  }
+  __builtin_unreachable();
+}
+
+#define DDF_BY_DTYPE(P, result, f) by_dtype<P, result, f<float>, f<double>, f<Half>, f<BFloat16>>
+
 }  // namespace
 }  // namespace ddf

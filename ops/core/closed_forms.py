@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from .. import Point
+from .. import Costs, Point
+
+
+def applied(point: Point, filters: int, factors: int = 2, left_out: Mapping[str, int] | None = None) -> Costs:
+    """The costs of applying filters that are given: no parameters; one MAC a tap and output, and for the gradient of
+    each factor of a product another.
+
+    floor_bytes: features x and filters f read, output o written; a backward pass reads x, f and the gradient of o, and
+    writes those of x and f: 3 (x + f) + 2 o in all.
+
+    Args:
+        filters: elements of all that is given besides the features.
+        factors: of a product, the features among them.
+    """
+    features, output = point.pixels * point.channels, point.out_pixels * point.channels
+    read = features + filters
+    return Costs(
+        params={},
+        macs={"dynamic_filter": (1 + factors if point.backward else 1) * output * point.taps},
+        floor_bytes=(3 * read + 2 * output if point.backward else read + output) * point.itemsize,
+        memory=held(point, features=features, given_filters=filters, output=output),
+        left_out=left_out or {},
+    )
 
 
 def held(point: Point, **elements: int) -> dict[str, int]:

@@ -15,6 +15,7 @@ from .arrange import BASELINES, Arrangement, Entry, Series, View, number
 from .growth import VARIABLES, Growth
 from .palette import Style
 from .pictures import Picture, panels
+from .roofline import ends, intensity
 from .units import quantity
 
 #: The index of a record's case in the page, None where it has none.
@@ -64,7 +65,7 @@ def roofline(entries: Iterable[Entry], colors: Mapping[str, str], styles: Mappin
     """
     by_device: dict[str, list[tuple[Entry, float, Metric]]] = {}
     for entry in entries:
-        found = _intensity(entry.record)
+        found = intensity(entry.record)
         if found:
             by_device.setdefault(str(entry.place[0]), []).append((entry, *found))
     return {
@@ -140,22 +141,6 @@ def _rows_panel(picture: Picture, colors: Mapping[str, str], styles: Mapping[str
     }
 
 
-def _intensity(record: Record) -> tuple[float, Metric] | None:
-    """Multiply-accumulates per byte, and per second with bounds; None where either does not apply."""
-    latency = record.metric("latency_device") or record.metric("latency_wall")
-    macs, floor = record.metric("macs"), record.metric("floor_bytes")
-    if record.status != "ok" or not (latency and macs and floor and latency.value and macs.value and floor.value):
-        return None
-    rate = Metric(
-        "macs_per_second",
-        "MAC/s",
-        macs.value / latency.value,
-        macs.value / latency.high if latency.high else None,
-        macs.value / latency.low if latency.low else None,
-    )
-    return macs.value / floor.value, rate
-
-
 def _roofline_panel(
     device: str,
     found: list[tuple[Entry, float, Metric]],
@@ -164,14 +149,14 @@ def _roofline_panel(
     index: Index,
 ) -> Json:
     drawn: dict[Series, Json] = {}
-    for entry, intensity, rate in found:
+    for entry, at, rate in found:
         series = entry.series
         line = drawn.setdefault(
             series,
             {**look(series.label, colors[series.op], styles[series.impl]), "line": "", "points": [], "hollow": []},
         )
-        line["points"].append(_along_y(intensity, rate, index(entry.record)))
-    spread = [intensity for _, intensity, _ in found]
+        line["points"].append(_along_y(at, rate, index(entry.record)))
+    spread = [at for _, at, _ in found]
     roofs = _roof_lines([entry.record for entry, _, _ in found], min(spread), max(spread))
     return {
         "where": device,
@@ -183,27 +168,17 @@ def _roofline_panel(
     }
 
 
-def _roof_lines(records: Iterable[Record], least: float, most: float) -> list[Json]:
+def _roof_lines(records: Sequence[Record], least: float, most: float) -> list[Json]:
     """The least and the most of each roof that was measured."""
-    copies: list[float] = []
-    arithmetic: list[float] = []
-    for record in records:
-        for name, rates in (("roof_copy", copies), ("roof_arithmetic", arithmetic)):
-            metric = record.metric(name)
-            if metric and metric.value:
-                rates.append(metric.value)
     lines = []
-    for word, rate in _ends(copies):
+    for word, rate in _named(ends(records, "roof_copy")):
         points = [[rounded(x), rounded(x * rate), None, None, None] for x in (least, most)]
         lines.append((f"{word}copy roof, {quantity('', 'B/s', rate)}", points))
-    for word, rate in _ends(arithmetic):
+    for word, rate in _named(ends(records, "roof_arithmetic")):
         points = [[rounded(x), rounded(rate), None, None, None] for x in (least, most)]
         lines.append((f"{word}arithmetic roof, {quantity('', 'MAC/s', rate)}", points))
     return [{**look(name, "#777777", Style("", ":")), "points": points, "hollow": []} for name, points in lines]
 
 
-def _ends(rates: list[float]) -> list[tuple[str, float]]:
-    """The lowest and the highest, or the only one."""
-    if not rates or min(rates) == max(rates):
-        return [("", rate) for rate in rates[:1]]
-    return [("lowest ", min(rates)), ("highest ", max(rates))]
+def _named(rates: Sequence[float]) -> list[tuple[str, float]]:
+    return list(zip(("lowest ", "highest ") if len(rates) > 1 else ("",), rates, strict=False))

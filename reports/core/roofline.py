@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .. import Record, Run
+from .. import Metric, Record
 from .arrange import PLACE_AXES, Arrangement, Place, Series, axis_text, number, place_text
 
 SUITE, PATH = "profile", "plots/profile-roofline"
@@ -60,7 +61,7 @@ def rooflines(arranged: Arrangement) -> list[Roofline]:
             by_place.setdefault(place[: len(APART)], []).append((record, point))
     found = []
     for i, (place, cases) in enumerate(by_place.items()):
-        copies, ceilings = (_values([r for r, _ in cases], name) for name in ("roof_copy", "roof_arithmetic"))
+        copies, ceilings = (ends((r for r, _ in cases), name) for name in ("roof_copy", "roof_arithmetic"))
         named = {"arithmetic": ceilings[-1]} if ceilings else {}
         if ceilings and ceilings[-1] > ALIKE * ceilings[0]:
             named = {"multiply-adds": ceilings[0], "matrix product": ceilings[-1]}
@@ -71,20 +72,22 @@ def rooflines(arranged: Arrangement) -> list[Roofline]:
     return found
 
 
-def drawn(runs: list[Run]) -> list[str]:
-    """Paths of the plots."""
-    return [roofline.path for roofline in rooflines(Arrangement(runs))]
-
-
 def _point(record: Record, series: Series, label: str) -> Point | None:
+    found = intensity(record)
+    return Point(series, found[0], number(found[1]), label) if found else None
+
+
+def intensity(record: Record) -> tuple[float, Metric] | None:
+    """Multiply-accumulates for each byte of the floor, and a second with bounds; None where either does not apply."""
     clock = next((m for name in CLOCKS if (m := record.metric(name)) and m.value), None)
     macs, floor = record.metric("macs"), record.metric("floor_bytes")
     if record.status != "ok" or clock is None or macs is None or floor is None or not macs.value or not floor.value:
         return None
-    return Point(series, macs.value / floor.value, macs.value / number(clock), label)
+    low, high = (macs.value / bound if bound else None for bound in (clock.high, clock.low))
+    return macs.value / floor.value, Metric("macs_per_second", "MAC/s", macs.value / number(clock), low, high)
 
 
-def _values(records: list[Record], name: str) -> list[float]:
+def ends(records: Iterable[Record], name: str) -> list[float]:
     """The least and the largest value of a roof, or one where they are alike; none where it was not measured."""
     values = sorted(m.value for record in records if (m := record.metric(name)) and m.value)
     if not values:
