@@ -34,7 +34,9 @@ MEASURED = (
     "--resolution",
     "56",
     "--seconds",
-    "0.5",
+    "1",
+    "--processes",
+    "5",
 )
 NAMED = ("--op", "ddf_op", "--impl", "native", "--resolution", "56", "--processes", "8")
 
