@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from conftest import ROOT
 from sample_runs import environment
 
 from reports import Block, Record
+from reports.core.history import look
+from reports.core.history_index import Filter, Index
 from reports.core.pairs import CONFIRMING
 from reports.core.records import RunDirectory
 
@@ -62,6 +65,33 @@ def recorded(path: Path, factor: float, again: float | None = None) -> Path:
                     Record("ab", case, 1, "latency", "ddf_op", "native", "cpu", axes, "ok", samples=blocks)
                 )
     return path
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of the live record: 30 commits, of which number 20 is slow, and two runs of `ab`."""
+    folder = tmp_path_factory.mktemp("live")
+    with tarfile.open(ROOT / "reports" / "published" / "amd-epyc-2-cores" / "history" / "runs.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "runs"
+
+
+def test_the_history_of_the_live_record_finds_the_planted_commit(live: Path) -> None:
+    with Index.open(live / "history.sqlite", create=True) as index:
+        for run in sorted(live.glob("c*")):
+            index.add(run)
+        history = look("", index.series(Filter()))
+    ((series, change),) = history.changes
+    assert len(series.points) == 30
+    assert series.after(change).subject == "Commit 20, planted"
+    assert change.ratio == pytest.approx(1.5, rel=0.05)
+
+
+@pytest.mark.parametrize(("run", "code"), [("ab-c20", 1), ("ab-c21", 0)])
+def test_the_recipe_on_the_live_record(live: Path, run: str, code: int) -> None:
+    command = [str(ROOT / ".ci" / "regressions"), "--recorded", str(live / run)]
+    paths = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
+    assert subprocess.run(command, cwd=ROOT, env=paths, capture_output=True, check=False).returncode == code
 
 
 @pytest.mark.parametrize(

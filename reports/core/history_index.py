@@ -26,6 +26,7 @@ from .. import Json, Metric, Record, Run
 from .arrange import PLACE_AXES, number
 from .compare import MACHINE, SETTINGS, SOFTWARE, is_exact
 from .history import Point, Series
+from .pairs import time_of
 from .records import ENVIRONMENT, RECORDS, RunError, load_run, within
 from .tables import metric_status
 
@@ -236,27 +237,26 @@ def numbers(run: Run) -> Iterator[Number]:
     baselines = _baselines(run.records)
     for record in run.records:
         for metric in _measured(record):
-            yield _number(record, metric, metric.name, metric.unit, 1.0, 1.0, 1.0)
+            name, bounds = _text(metric.name), (_finite(metric.low), _finite(metric.high))
+            value = float(number(metric))
+            yield Number(record, name, _text(metric.unit), value, *bounds, is_exact(record, metric))
             base = baselines.get((_place(record), metric.name))
-            if base is None or record.op == BASELINE or metric.unit != "s" or not base.value:
-                continue
-            bounds = (base.high or base.value, base.low or base.value)
-            yield _number(record, metric, f"{metric.name}_over_{BASELINE}", "1", base.value, *bounds)
+            if base is not None and record.op != BASELINE and metric.unit == "s":
+                ratio = _ratio(record, base, metric.name)
+                if ratio is not None:
+                    yield Number(record, f"{name}_over_{BASELINE}", "1", ratio, None, None, False)
 
 
-def _number(record: Record, metric: Metric, name: str, unit: str, by: float, by_high: float, by_low: float) -> Number:
-    """A metric divided by another's value and bounds, these taken at their worst."""
-    low, high = _finite(metric.low), _finite(metric.high)
-    exact = is_exact(record, metric) and name == metric.name
-    return Number(
-        record,
-        _text(name),
-        _text(unit),
-        float(number(metric)) / by,
-        None if low is None else low / by_high,
-        None if high is None else high / by_low,
-        exact,
-    )
+def _ratio(record: Record, base: Record, metric: str) -> float | None:
+    """Of the times of two cases of a run, each that of its fastest process, as `ab` takes it and for its reasons.
+
+    Medians, where no samples are kept; None where the baseline has no time.
+    """
+    ours, theirs = ([block for block in r.samples if block.metric == metric and block.values] for r in (record, base))
+    if ours and theirs and all(min(block.values) > 0 for block in (*ours, *theirs)):
+        return math.exp(time_of(ours) - time_of(theirs))
+    value, divisor = (_finite(found.value) if (found := r.metric(metric)) else None for r in (record, base))
+    return value / divisor if value is not None and divisor else None
 
 
 def _measured(record: Record) -> Iterator[Metric]:
@@ -275,13 +275,13 @@ def _text(value: object) -> str:
     return "" if value is None else str(value).encode(errors="replace").decode()
 
 
-def _baselines(records: Iterable[Record]) -> dict[tuple[Any, str], Metric]:
-    """Metrics of the baseline by place and name, of the first impl that is there."""
-    found: dict[tuple[Any, str], Metric] = {}
+def _baselines(records: Iterable[Record]) -> dict[tuple[Any, str], Record]:
+    """The baseline that has a metric, by place and the metric's name: of the first impl that is there."""
+    found: dict[tuple[Any, str], Record] = {}
     candidates = [r for r in records if r.op == BASELINE and r.impl in BASELINE_IMPLS]
     for record in sorted(candidates, key=lambda r: BASELINE_IMPLS.index(r.impl)):
         for metric in _measured(record):
-            found.setdefault((_place(record), metric.name), metric)
+            found.setdefault((_place(record), metric.name), record)
     return found
 
 
@@ -310,7 +310,7 @@ def _load(path: Path) -> tuple[Run, str]:
     """A run and the digest of its files, which do not change between the two."""
     while True:
         digest = _digest(path)
-        run = load_run(path, samples=False)
+        run = load_run(path)
         if _digest(path) == digest:
             break
     if "ab" in run.environment:

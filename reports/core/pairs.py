@@ -111,7 +111,9 @@ def log_ratios(records: Iterable[Record]) -> dict[Hypothesis, dict[int, float]]:
                 pairs = blocks.setdefault((case_of(record), block.metric), {})
                 pairs.setdefault(record.axes[PAIR], {BASE: [], NEW: []})[record.axes[SIDE]].append(block)
     return {
-        hypothesis: {n: _time(pair[NEW]) - _time(pair[BASE]) for n, pair in pairs.items() if pair[NEW] and pair[BASE]}
+        hypothesis: {
+            n: time_of(pair[NEW]) - time_of(pair[BASE]) for n, pair in pairs.items() if pair[NEW] and pair[BASE]
+        }
         for hypothesis, pairs in blocks.items()
     }
 
@@ -121,8 +123,8 @@ def case_of(record: Record) -> str:
     return record.case.removesuffix(f":{PAIR}={record.axes[PAIR]}:{SIDE}={record.axes[SIDE]}")
 
 
-def _time(blocks: list[Block]) -> float:
-    """The log of the time of the fastest process."""
+def time_of(blocks: list[Block]) -> float:
+    """The log of the time of the fastest process, in seconds; see `log_ratios`."""
     samples: dict[int, list[float]] = {}
     for block in [block for block in blocks if not block.disturbed] or blocks:
         samples.setdefault(block.process, []).extend(block.values)
