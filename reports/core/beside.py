@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from .. import Json, Metric
+from .. import Json
 from .arrange import PLACE_AXES, Arrangement, Cell, Pivot, Place, Series, View, axis_text, place_text
-from .figures import Index, look, rounded
+from .figures import Index, along_y, look
 from .page_data import metric_cell
 from .palette import Style
 from .web import Section
@@ -107,7 +107,7 @@ def _panels(
                 if cell and cell.metric and size and (cell.metric.value or 0) > 0:
                     x = (size[0] * size[1]) ** 0.5
                     ticks[x] = str(size[0]) if size[0] == size[1] else axis_text("resolution", size)
-                    points.append(_point(x, cell.metric, index(cell.record)))
+                    points.append(along_y(x, cell.metric, index(cell.record)))
             if points:
                 lines.append({**look(device, colors[series.op], style), "points": sorted(points), "hollow": []})
         if len(lines) > 1:
@@ -123,7 +123,3 @@ def _panels(
                 "series": lines,
                 "notes": [],
             }
-
-
-def _point(x: float, metric: Metric, case: int | None) -> list[float | int | None]:
-    return [rounded(x), rounded(metric.value), rounded(metric.low), rounded(metric.high), case]

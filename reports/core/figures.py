@@ -43,7 +43,7 @@ def picture_panel(picture: Picture, colors: Mapping[str, str], styles: Mapping[s
         drawn.append(
             {
                 **look(series.label, colors[series.op], styles[series.impl], broad=series.op in BASELINES),
-                "points": [_along_y(x, metric, index(r)) for (x, metric), r in zip(points, records, strict=True)],
+                "points": [along_y(x, metric, index(r)) for (x, metric), r in zip(points, records, strict=True)],
                 "hollow": [[x, rounded(number(metric))] for x, metric in picture.by_formula.get(series, [])],
             }
         )
@@ -115,7 +115,8 @@ def rounded(value: float | None) -> float | int | None:
     return float(f"{value:.7g}")
 
 
-def _along_y(x: float, metric: Metric, case: int | None) -> list[float | int | None]:
+def along_y(x: float, metric: Metric, case: int | None) -> list[float | int | None]:
+    """A point whose bounds lie along y."""
     return [rounded(x), rounded(metric.value), rounded(metric.low), rounded(metric.high), case]
 
 
@@ -155,7 +156,7 @@ def _roofline_panel(
             series,
             {**look(series.label, colors[series.op], styles[series.impl]), "line": "", "points": [], "hollow": []},
         )
-        line["points"].append(_along_y(at, rate, index(entry.record)))
+        line["points"].append(along_y(at, rate, index(entry.record)))
     spread = [at for _, at, _ in found]
     roofs = _roof_lines([entry.record for entry, _, _ in found], min(spread), max(spread))
     return {
