@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -20,11 +21,14 @@ from conftest import Runner
 from sample_runs import environment, latency, record
 
 from reports import Metric, Record
-from reports.core import history_index
+from reports.core import history_index, history_page
 from reports.core.change_points import change_points
 from reports.core.history import History, look
+from reports.core.history_files import FILES
 from reports.core.history_index import Filter, Index, numbers
-from reports.core.history_tables import FILES, as_csv, markdown, terminal
+from reports.core.history_page import as_page
+from reports.core.history_plot import draw
+from reports.core.history_tables import as_csv, as_json, markdown, terminal
 from reports.core.records import RunDirectory, RunError, load_run
 
 HOSTILE = "<script>alert(1)</script> | `x` $y$ [a](b) **c** @team\x1b[31m"
@@ -359,11 +363,41 @@ def test_markup_in_messages_and_names_stays_text(hostile: History) -> None:
 
 
 def test_markup_stays_text_in_pictures_and_data(hostile: History) -> None:
-    drawn = FILES["svg"][1](hostile)
+    drawn = draw(hostile, "svg")
     assert isinstance(drawn, bytes)
     assert b"<script>" not in drawn
-    assert json.loads(str(FILES["json"][1](hostile)))["series"][0]["device"].startswith("<script>")
+    assert json.loads(as_json(hostile))["series"][0]["device"].startswith("<script>")
     assert len(as_csv(hostile).splitlines()) == 13
+
+
+# the page
+
+
+def test_a_page_leads_to_the_reports_of_runs_and_nowhere_else(tmp_path: Path) -> None:
+    path = history_of(tmp_path, stepped(12, 6))
+    with Index.open(path) as index:
+        outside = write_run(tmp_path.parent / f"{tmp_path.name}-outside", pair(1e-3), commit(12))
+        (outside / "report.html").write_text("")
+        index.add(outside)
+    (tmp_path / "r4" / "report.html").write_text("")
+    (tmp_path / "r5" / "report.html").symlink_to(outside / "report.html")
+    (tmp_path / "r6").rename(tmp_path / "javascript:alert(1)")
+    with Index.open(path) as index:
+        index.add(tmp_path / "javascript:alert(1)")
+    (tmp_path / "javascript:alert(1)" / "report.html").write_text("")
+    page = as_page(shown(path), tmp_path / "shown")
+    linked = set(re.findall(r'"address":"([^"]+)"', page))
+    assert linked == {"../r4/report.html", "../javascript%3Aalert%281%29/report.html"}
+
+
+def test_a_page_of_very_many_series_draws_those_that_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_page, "MOST_SERIES", 1)
+    page = as_page(
+        shown(history_of(tmp_path, stepped(12, 6)), metrics=["max_error", "latency_wall_over_dwconv"]), tmp_path
+    )
+    assert "2 more series without a change are in the table of series alone." in page
+    assert page.count('"marks":[[5.5,"+') == 1
+    assert page.count('"marks"') == 1
 
 
 # the command

@@ -1,4 +1,4 @@
-"""`report.html` and `comparison.html` in Debian's headless Chromium, opened from disk as a reader does."""
+"""`report.html`, `comparison.html` and `history.html` in Debian's headless Chromium, from disk, as a reader opens them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from conftest import ROOT
 from sample_runs import RUN, environment, latency, sample, sample_comparison
 
 from reports import Metric, Run, page
-from reports.core.records import load_run
+from reports.core.history import look
+from reports.core.history_index import Filter, Index
+from reports.core.history_page import as_page as history_page
+from reports.core.records import RunDirectory, load_run
 from reports.core.units import with_bounds
 from reports.core.verdict_page import as_page
 
@@ -197,16 +200,22 @@ def test_numbers_are_told_as_in_the_other_formats(browser: Any, published: Path)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1400, "light")])
-def test_axe_finds_no_serious_issue(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
+def test_axe_finds_no_serious_issue(browser: Any, history: Path, tmp_path: Path, width: int, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
     opened = Opened(browser, write(tmp_path, page.serialize([sample()])["report.html"]), width, scheme)
     opened.tab.locator('[data-table="0"] tbody button').first.click()
-    for _ in range(2):  # with a case open, and without
-        found = axe.Axe().run(opened.tab).response
-        assert found["passes"]
-        serious = [issue for issue in found["violations"] if issue["impact"] in ("serious", "critical")]
-        assert [(issue["id"], issue["nodes"][0]["html"]) for issue in serious] == []
-        opened.tab.keyboard.press("Escape")
+    assert serious(axe, opened) == [], "with a case open"
+    opened.tab.keyboard.press("Escape")
+    assert serious(axe, opened) == []
+    assert serious(axe, Opened(browser, history, width, scheme)) == []
+
+
+def serious(axe: Any, opened: Opened) -> list[tuple[str, str]]:
+    """What axe calls serious or worse, and where."""
+    found = axe.Axe().run(opened.tab).response
+    assert found["passes"]
+    grave = [issue for issue in found["violations"] if issue["impact"] in ("serious", "critical")]
+    return [(issue["id"], issue["nodes"][0]["html"]) for issue in grave]
 
 
 def test_five_thousand_records_open_at_once(browser: Any, tmp_path: Path) -> None:
@@ -239,6 +248,59 @@ def test_a_comparison_is_drawn_and_quiet(browser: Any, tmp_path: Path, width: in
     assert opened.tab.locator(".canvas .mark").count() == 4
     opened.tab.locator("thead").get_by_role("button", name="change").click()
     assert opened.rows(0)[0][5] == "-90.0 %"
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page whose messages, device and op are markup; the slow-down came with commit 6."""
+    folder = tmp_path_factory.mktemp("history")
+    with Index.open(folder / "h", create=True) as index:
+        for number in range(12):
+            seconds = 1e-3 * (1.5 if number >= 6 else 1) * (1 + number % 3 / 100)
+            project = {"revision": f"{number:04x}" * 10, "dirty": False, "subject": f"{HOSTILE} {number}"}
+            directory = RunDirectory.create(
+                folder / f"r{number}",
+                environment(f"r{number}", HOSTILE) | {"project": project | {"ancestors": number}, "load": number},
+            )
+            for made in (latency(HOSTILE, "native", 56, seconds), latency("dwconv", "torch", 56, 1e-3)):
+                directory.append(made)
+            index.add(directory.path)
+        (folder / "r6" / "report.html").write_text("<title>of commit 6</title>")
+        told = look(str(folder / "h"), index.series(Filter(["latency_wall", "latency_wall_over_dwconv"])))
+    (folder / "shown").mkdir()
+    return write(folder / "shown", history_page(told, folder / "shown"))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_history_is_drawn_quiet_and_all_text_stays_text(browser: Any, history: Path, width: int) -> None:
+    opened = Opened(browser, history, width)
+    assert opened.said == []
+    assert [url for url in opened.asked if not url.startswith("data:")] == [opened.address]
+    assert opened.tab.evaluate("document.documentElement.scrollWidth") == width
+    assert opened.tab.locator("img, b:not(.tip b)").count() == 0
+    plot = opened.tab.locator(".plot")
+    assert plot.locator(".canvas .mark").count() == 12
+    assert plot.locator("svg text.change").text_content() == "+50.0 %"
+    marks = [plot.locator(".canvas .mark").nth(at).bounding_box()["x"] for at in (5, 6)]
+    assert marks[0] < plot.locator("svg line.change").bounding_box()["x"] < marks[1]
+    plot.locator(".canvas > svg").focus()
+    for _ in range(7):
+        opened.tab.keyboard.press("ArrowRight")
+    told = plot.locator(".tip").inner_text()
+    for part in (f"{HOSTILE} 6", "1.50 ms", "+50.0 % with 0005000500..0006000600"):
+        assert part in told
+
+
+def test_a_history_is_sorted_and_filtered_and_leads_to_the_runs(browser: Any, history: Path) -> None:
+    opened = Opened(browser, history, 1400)
+    points = opened.tab.locator(".table", has=opened.tab.get_by_role("button", name="runs"))
+    points.get_by_label("metric").select_option("latency_wall_over_dwconv")
+    points.get_by_role("button", name="value").click()
+    values = [float(row[2]) for row in opened.rows(int(points.get_attribute("data-table")))]
+    assert len(values) == 12
+    assert values == sorted(values)
+    points.get_by_role("link", name="0006000600").click()
+    assert opened.tab.title() == "of commit 6"
 
 
 def test_several_runs_are_drawn_side_by_side(browser: Any, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 A figure has panels, of which one is shown at a time. A panel has two axes and series of points
 `[x, y, low, high, case]`; the bounds lie along the axis that `bounds` names, and `case` is an index into the page's
-cases.
+cases. An axis may have ticks `[x, name, what else is told there, ...]`, and a panel marks `[x, text]`.
 """
 
 from __future__ import annotations

@@ -116,6 +116,10 @@ class History:
         found = [(series, change) for series in self.series for change in series.changes]
         return sorted(found, key=lambda f: (-f[0].after(f[1]).committed, -abs((f[1].ratio or 2) - 1), f[0].case))
 
+    def most_moved(self, count: int) -> list[Series]:
+        """So many series, those with changes first."""
+        return sorted(self.series, key=lambda series: not series.changes)[:count]
+
     def to_json(self) -> Json:
         """One JSON object."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}

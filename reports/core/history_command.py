@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .history import History, look
+from .history_files import FILES, FORMATS, write
 from .history_index import Filter, Index
-from .history_tables import FILES, FORMATS, terminal, write
+from .history_tables import terminal
 from .records import ENVIRONMENT, INDEX, RunError
 from .verdict_options import listed, number
 from .verdicts import FLOOR, LEVEL

@@ -33,7 +33,7 @@ def draw(history: History, kind: str) -> bytes:
     import matplotlib
     from matplotlib.figure import Figure
 
-    chosen = sorted(history.series, key=lambda series: not series.changes)[:MOST_PANELS]
+    chosen = history.most_moved(MOST_PANELS)
     columns = min(COLUMNS, max(1, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
     with matplotlib.rc_context(_STYLE):

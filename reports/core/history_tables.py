@@ -1,18 +1,15 @@
-"""A history told: on the terminal, as markdown, CSV and JSON, and drawn."""
+"""A history told: on the terminal, as markdown, CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 from .history import Change, History, Point, Series
-from .history_plot import draw
 from .markup import escape, plain, table
-from .records import RunError, within
 from .units import quantity
 
 #: The points of so many series are listed on the terminal; the files have all.
@@ -33,14 +30,14 @@ def terminal(history: History) -> str:
     """The answer first, then the changes, then each series."""
     parts = [answer(history), ""]
     if history.changes:
-        rows = [_change_cells(series, change) for series, change in history.changes]
+        rows = [change_cells(series, change) for series, change in history.changes]
         parts += [*_aligned(CHANGES, rows), ""]
-        parts += [f"  git log {commits(series, change)}" for series, change in _distinct(history)] + [""]
-    for device, several in _by_device(history).items():
-        parts += [f"{plain(device)}:", *_aligned(SERIES, [_series_cells(series) for series in several]), ""]
+        parts += [f"  git log {commits(series, change)}" for series, change in distinct(history)] + [""]
+    for device, several in by_device(history).items():
+        parts += [f"{plain(device)}:", *_aligned(SERIES, [series_cells(series) for series in several]), ""]
     if len(history.series) <= MOST_SERIES:
         for series in history.series:
-            parts += [plain(title(series)), *_aligned(POINTS, list(_point_rows(series))), ""]
+            parts += [plain(title(series)), *_aligned(POINTS, point_cells(series)), ""]
     return "\n".join(parts).rstrip()
 
 
@@ -48,14 +45,14 @@ def markdown(history: History) -> str:
     """The whole history as a page."""
     parts = ["# History\n", f"**{escape(answer(history))}**\n"]
     if history.changes:
-        rows = [_change_cells(series, change) for series, change in history.changes]
+        rows = [change_cells(series, change) for series, change in history.changes]
         parts += ["## Changes\n", table(CHANGES, rows)]
     if history.series:
         parts += ["![the metric over commits](history.svg)\n"]
-    for device, several in _by_device(history).items():
-        parts += [f"## {escape(device)}\n", table(SERIES, [_series_cells(series) for series in several])]
+    for device, several in by_device(history).items():
+        parts += [f"## {escape(device)}\n", table(SERIES, [series_cells(series) for series in several])]
         for series in several:
-            parts += [f"### {escape(title(series))}\n", table(POINTS, _point_rows(series))]
+            parts += [f"### {escape(title(series))}\n", table(POINTS, point_cells(series))]
     parts += ["## How to read this\n", "".join(f"- {escape(line)}\n" for line in legend(history))]
     return "\n".join(parts)
 
@@ -69,7 +66,7 @@ def as_csv(history: History) -> str:
         changes = {change.at: change for change in s.changes}
         settings = json.dumps(s.settings, sort_keys=True)
         for at, p in enumerate(s.points):
-            own = (s.device, s.case, s.version, settings, s.metric, s.unit, p.revision, p.dirty, _date(p))
+            own = (s.device, s.case, s.version, settings, s.metric, s.unit, p.revision, p.dirty, date(p))
             found = changes.get(at)
             moved = (found.ratio, found.p) if found else (None, None)
             writer.writerow([*own, p.value, p.low, p.high, *moved, p.subject, " ".join(p.runs)])
@@ -81,45 +78,16 @@ def as_json(history: History) -> str:
     return json.dumps(history.to_json(), indent=1, ensure_ascii=False) + "\n"
 
 
-#: How a history is written to a file, by format.
-FILES: dict[str, tuple[str, Callable[[History], str | bytes]]] = {
-    "markdown": ("history.md", markdown),
-    "csv": ("history.csv", as_csv),
-    "json": ("history.json", as_json),
-    "svg": ("history.svg", lambda history: draw(history, "svg")),
-    "png": ("history.png", lambda history: draw(history, "png")),
-}
-FORMATS = ("terminal", *FILES)
-
-
-def write(history: History, formats: Iterable[str], target: Path) -> None:
-    """Writes the files of the formats asked for into a folder.
-
-    Raises:
-        RunError: if they cannot be written.
-    """
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name in formats:
-            if name in FILES:
-                file, render = FILES[name]
-                content = render(history)
-                within(target, file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}") from error
-
-
 def answer(history: History) -> str:
     """What was found, in a sentence."""
-    commits = {(point.revision, point.dirty) for series in history.series for point in series.points}
-    devices = dict.fromkeys(plain(series.device) for series in history.series)
-    moved = f"{len(history.changes)} change{'s' * (len(history.changes) != 1)}" if history.changes else "No change"
+    measured = {(point.revision, point.dirty) for series in history.series for point in series.points}
+    found = f"{len(history.changes)} change{'s' * (len(history.changes) != 1)}" if history.changes else "No change"
     if not history.looked:
-        moved = "Changes were not looked for (`pip install ruptures` brings what that needs)"
+        found = "Changes were not looked for (`pip install ruptures` brings what that needs)"
     count = len(history.series)
     return (
-        f"{moved} in {count} {'series' if count != 1 else 'metric of one case'} over {len(commits)} "
-        f"commit{'s' * (len(commits) != 1)}, {', '.join(devices)}."
+        f"{found} in {count} {'series' if count != 1 else 'metric of one case'} over {len(measured)} "
+        f"commit{'s' * (len(measured) != 1)}, {', '.join(map(plain, by_device(history)))}."
     )
 
 
@@ -148,33 +116,38 @@ def title(series: Series) -> str:
     return f"{series.case}, {series.metric}{f' ({settings})' if settings else ''}"
 
 
-def _change_cells(series: Series, change: Change) -> list[str]:
+def change_cells(series: Series, change: Change) -> list[str]:
+    """A row of the table of changes."""
     before, after = series.before(change), series.after(change)
     return [
-        _moved(change),
+        moved(change),
         series.case,
         series.metric,
         quantity(series.metric, series.unit, before.value),
         quantity(series.metric, series.unit, after.value),
         "exact" if change.p is None else f"{change.p:.2g}",
         commits(series, change),
-        _message(after),
+        message(after),
         change.reason,
     ]
 
 
-def _moved(change: Change) -> str:
+def moved(change: Change) -> str:
+    """By how much."""
     return "changed" if change.ratio is None else f"{100 * (change.ratio - 1):+.1f} %"
 
 
-def _series_cells(series: Series) -> list[str]:
+def series_cells(series: Series) -> list[str]:
+    """A row of the table of series."""
     first, last = (quantity(series.metric, series.unit, series.points[at].value) for at in (0, -1))
-    moved = ", ".join(f"{_moved(change)} at {series.after(change).commit}" for change in series.changes)
-    return [series.case, series.metric, str(len(series.points)), first, last, moved]
+    changes = ", ".join(f"{moved(change)} at {series.after(change).commit}" for change in series.changes)
+    return [series.case, series.metric, str(len(series.points)), first, last, changes]
 
 
-def _point_rows(series: Series) -> Iterable[list[str]]:
-    changes = {change.at: _moved(change) for change in series.changes}
+def point_cells(series: Series) -> list[list[str]]:
+    """A row of the table of points for each."""
+    changes = {change.at: moved(change) for change in series.changes}
+    rows = []
     for at, point in enumerate(series.points):
         value, low, high = (
             "" if number is None else quantity(series.metric, series.unit, number)
@@ -182,26 +155,30 @@ def _point_rows(series: Series) -> Iterable[list[str]]:
         )
         mark = f"{changes[at]}: " if at in changes else ""
         bounds = f"{low} to {high}" if low and high else ""
-        yield [point.label, _date(point), value, bounds, mark + _message(point), str(len(point.runs))]
+        rows.append([point.label, date(point), value, bounds, mark + message(point), str(len(point.runs))])
+    return rows
 
 
-def _message(point: Point) -> str:
+def message(point: Point) -> str:
+    """The commit's, on one line."""
     subject = plain(point.subject)
     return subject if len(subject) <= MOST_SUBJECT else subject[: MOST_SUBJECT - 1] + "…"
 
 
-def _date(point: Point) -> str:
+def date(point: Point) -> str:
+    """The commit's, in UTC."""
     return datetime.fromtimestamp(point.committed, UTC).strftime("%Y-%m-%d %H:%M")
 
 
-def _by_device(history: History) -> dict[str, list[Series]]:
+def by_device(history: History) -> dict[str, list[Series]]:
+    """The series of each device, by its name."""
     found: dict[str, list[Series]] = {}
     for series in history.series:
         found.setdefault(series.device or "unknown device", []).append(series)
     return found
 
 
-def _distinct(history: History) -> list[tuple[Series, Change]]:
+def distinct(history: History) -> list[tuple[Series, Change]]:
     """A change for each range of commits."""
     return list({commits(*found): found for found in history.changes}.values())
 

@@ -15,6 +15,13 @@ def plain(text: object) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
+def short_names(cases: Iterable[str]) -> dict[str, str]:
+    """Case ids without the parts that all of them have."""
+    parts = {case: case.split(":") for case in cases}
+    common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    return {case: ":".join(part for part in found if part not in common) or case for case, found in parts.items()}
+
+
 def escape(text: object) -> str:
     """Text that stays text, in a line that begins with other words and in a cell of a table."""
     known = str(text)

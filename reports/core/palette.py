@@ -38,12 +38,22 @@ _MORE_STYLES = (Style(">", "-"), Style("p", "--"), Style("h", "-."), Style("*", 
 
 
 def op_colors(runs: Iterable[Run]) -> dict[str, str]:
-    """By op, those that the palette does not know in alphabetical order."""
-    ops = sorted({record.op for run in runs for record in run.records} - set(OPS))
-    return _OP_COLORS | {op: _MORE_COLORS[i % len(_MORE_COLORS)] for i, op in enumerate(ops)}
+    """By op, of all that runs have."""
+    return colors_of(record.op for run in runs for record in run.records)
 
 
 def impl_styles(runs: Iterable[Run]) -> dict[str, Style]:
     """By impl, likewise."""
-    impls = sorted({record.impl for run in runs for record in run.records} - set(_IMPL_STYLES))
-    return _IMPL_STYLES | {impl: _MORE_STYLES[i % len(_MORE_STYLES)] for i, impl in enumerate(impls)}
+    return styles_of(record.impl for run in runs for record in run.records)
+
+
+def colors_of(ops: Iterable[str]) -> dict[str, str]:
+    """By op, those that the palette does not know in alphabetical order."""
+    unknown = sorted(set(ops) - set(OPS))
+    return _OP_COLORS | {op: _MORE_COLORS[i % len(_MORE_COLORS)] for i, op in enumerate(unknown)}
+
+
+def styles_of(impls: Iterable[str]) -> dict[str, Style]:
+    """By impl, likewise."""
+    unknown = sorted(set(impls) - set(_IMPL_STYLES))
+    return _IMPL_STYLES | {impl: _MORE_STYLES[i % len(_MORE_STYLES)] for i, impl in enumerate(unknown)}

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from .. import Json
 from .figures import look, rounded
+from .markup import short_names
 from .palette import Style
 from .verdict_tables import HEADER, LEGEND, answer, cells, ordered
 from .verdicts import AMBIGUOUS, FASTER, SAME, SLOWER, Comparison, Verdict
@@ -25,7 +26,7 @@ _LOOKS = {
 def as_page(comparison: Comparison) -> str:
     """`comparison.html`."""
     verdicts = ordered(comparison.verdicts)
-    names = _short_names(verdict.case for verdict in verdicts)
+    names = short_names(verdict.case for verdict in verdicts)
     title = f"{comparison.command}: {comparison.new} against {comparison.base}"
     figure = {"title": "New over base, with 95 % bounds of each case alone", "panels": list(_panels(verdicts, names))}
     sections = [
@@ -77,10 +78,3 @@ def _table(verdicts: Iterable[Verdict]) -> Json:
             row.append(text if key is None or not text else {"text": text, "key": rounded(key)})
         rows.append(row)
     return {"columns": columns, "rows": rows}
-
-
-def _short_names(cases: Iterable[str]) -> dict[str, str]:
-    """Case ids without the parts that all of them have."""
-    parts = {case: case.split(":") for case in cases}
-    common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
-    return {case: ":".join(part for part in found if part not in common) or case for case, found in parts.items()}

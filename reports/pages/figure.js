@@ -124,8 +124,8 @@ function toldOf({series, point, hollow}, panel, cases) {
   const text = axis => `${axis.label}: `;
   const [axis, value] = panel.bounds === "x" ? [panel.x, x] : [panel.y, y];
   if (panel.bounds === "y") {
-    const tick = panel.x.ticks?.find(([at]) => at === x)?.[1] ?? quantity(panel.x.metric, panel.x.unit, x);
-    lines.push(html("div", {}, text(panel.x) + tick));
+    const [tick, ...more] = panel.x.ticks?.find(([at]) => at === x)?.slice(1) ?? [quantity(panel.x.metric, panel.x.unit, x)];
+    lines.push(...[text(panel.x) + tick, ...more].map(line => html("div", {}, line)));
   }
   const bounds = boundsOf(axis.metric, axis.unit, [value, low, high]);
   lines.push(html("div", {}, `${text(axis)}${quantity(axis.metric, axis.unit, value)} ${bounds}`));

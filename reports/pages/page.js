@@ -36,7 +36,7 @@ function samplesOf(metric, processes) {
   const toX = makeScale({}, values, left, width - right, true);
   const root = svg("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${metric} by process`});
   let free = -Infinity;
-  for (const value of sampleTicks(toX.ends)) {
+  for (const value of roundValues(toX.ends, true, 8)) {
     const text = quantity("", "s", value * MICRO), x = toX(value);
     root.append(svg("line", {class: "grid", x1: x, x2: x, y1: 0, y2: height - 26}));
     if (x - widthOf(text) / 2 < free || x + widthOf(text) / 2 > width) continue;
@@ -54,11 +54,6 @@ function samplesOf(metric, processes) {
   const thinned = kept < all ? ` ${grouped(String(kept))} of ${grouped(String(all))} samples are shown, evenly by rank; records.jsonl has all.` : "";
   return html("div", {}, html("h3", {}, `${metric} by process`), html("div", {class: "canvas"}, root),
     html("p", {class: "quiet"}, `${kept < all ? "By rank" : "In the order they were taken"} from top to bottom; the bar is the median.${thinned}`));
-}
-
-/** Round values between two ends that are near one another, or decades apart. */
-function sampleTicks([low, high]) {
-  return high / low > 8 ? roundValues([low, high], true, 9) : roundValues([low, high], false, 7);
 }
 
 for (const element of document.querySelectorAll("[data-figure]")) showFigure(element, figures[element.dataset.figure], cases, openCase);

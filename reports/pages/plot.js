@@ -48,9 +48,9 @@ function makeScale(axis, values, from, to, log) {
   return scale;
 }
 
-/** Round values inside the ends of a scale: 1, 2 and 5 in each decade, decades alone, or equal steps. */
+/** Round values inside the ends of a scale: 1, 2 and 5 in each decade, decades alone, or, of less, equal steps. */
 function roundValues([low, high], log, most) {
-  if (!log) {
+  if (!log || high / low < 8) {
     const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find(n => n * power >= rough);
     const count = Math.floor(high / step) - Math.ceil(low / step) + 1;
@@ -93,7 +93,7 @@ function drawPanel(panel, hidden, logarithmic, width, root) {
   const height = isRows ? panel.y.rows.length * rowHeight + topRoom + bottomRoom : Math.max(300, Math.min(440, width * 0.55));
   const most = Math.floor(width * 0.42 / 6.6);
   const direct = !isRows && width >= NARROW;
-  const right = direct ? Math.min(220, 26 + widthOf(panel.series.reduce((a, s) => (s.label.length > a.length ? s.label : a), ""))) : 18;
+  const right = direct ? Math.min(Math.max(220, 0.25 * width), 26 + Math.max(...panel.series.map(series => widthOf(series.label)))) : 18;
   const yTicks = points.length && !isRows ? roundValues(makeScale(panel.y, ys, height - bottomRoom, topRoom, logY).ends, logY, 12) : [];
   const yTexts = isRows ? panel.y.rows.map(text => cut(text, most)) : yTicks.map(v => roundQuantity(panel.y.metric, panel.y.unit, v));
   const left = 14 + Math.max(20, ...yTexts.map(widthOf));
@@ -118,10 +118,15 @@ function drawPanel(panel, hidden, logarithmic, width, root) {
   let free = -Infinity;
   for (const [value, text] of ticks) {
     const x = toX(value);
-    root.append(svg("line", {class: "grid", x1: x, x2: x, y1: topRoom, y2: height - bottomRoom}));
     if (x - widthOf(text) / 2 < free || x + widthOf(text) / 2 > width) continue;
+    root.append(svg("line", {class: "grid", x1: x, x2: x, y1: topRoom, y2: height - bottomRoom}));
     root.append(svg("text", {class: "tick", x, y: height - bottomRoom + 16, "text-anchor": "middle"}, text));
     free = x + widthOf(text) / 2 + 6;
+  }
+  for (const [value, text] of panel.marks ?? []) {
+    const x = toX(value), [at, anchor] = x > width - right - widthOf(text) ? [x - 4, "end"] : [x + 4, "start"];
+    root.append(svg("line", {class: "change", x1: x, x2: x, y1: topRoom, y2: height - bottomRoom}));
+    root.append(svg("text", {class: "change", x: at, y: topRoom + 10, "text-anchor": anchor}, text));
   }
   if (panel.x.reference) {
     const x = toX(panel.x.reference);
@@ -160,12 +165,12 @@ function drawPanel(panel, hidden, logarithmic, width, root) {
     }
     root.append(group);
   }
-  if (direct) nameLines(root, visible, toX, toY, width - right, height - bottomRoom);
+  if (direct) nameLines(root, visible, toX, toY, width - right, height - bottomRoom, width);
   return targets;
 }
 
 /** Names lines at their right ends, moved apart. */
-function nameLines(root, visible, toX, toY, right, bottom) {
+function nameLines(root, visible, toX, toY, right, bottom, width) {
   const ends = visible.filter(series => series.line).map(series => {
     const last = [...series.points, ...series.hollow].reduce((a, b) => (b[0] >= a[0] ? b : a));
     return {series, x: toX(last[0]), y: toY(last[1])};
@@ -174,7 +179,7 @@ function nameLines(root, visible, toX, toY, right, bottom) {
   ends.forEach(({series, x, y}, i) => {
     const group = svg("g", {class: "series", style: `--color: ${series.color}`});
     group.append(svg("line", {class: "bound", x1: x, y1: y, x2: right + 14, y2: places[i], "stroke-dasharray": "1 3", opacity: 0.7}));
-    group.append(svg("text", {x: right + 18, y: places[i] + 4}, cut(series.label, 28)));
+    group.append(svg("text", {x: right + 18, y: places[i] + 4}, cut(series.label, Math.floor((width - right - 18) / 6.6))));
     root.append(group);
   });
 }

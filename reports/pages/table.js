@@ -3,7 +3,7 @@
 const PAGE = 20;  // rows shown before one asks for all
 const collator = new Intl.Collator("en", {numeric: true});
 
-/** A cell in words. Cells are words, numbers, [value, low, high], or {text, key}. */
+/** A cell in words. Cells are words, numbers, [value, low, high], or {text, key, address}: sorted by, leading to. */
 function cellText(cell, column) {
   if (cell == null) return "";
   if (Array.isArray(cell)) return `${cellValue(cell, column)} ${boundsOf(column.metric ?? column.name, column.unit, cell)}`.trim();
@@ -13,7 +13,7 @@ function cellText(cell, column) {
 const cellValue = ([value], column) => quantity(column.metric ?? column.name, column.unit, value);
 
 /** What a cell is sorted by. */
-const cellKey = cell => (Array.isArray(cell) ? cell[0] : cell?.key !== undefined ? cell.key : cell ?? "");
+const cellKey = cell => (Array.isArray(cell) ? cell[0] : cell?.key ?? cell?.text ?? cell ?? "");
 
 /** Numbers by size, then words, then nothing. */
 function compareKeys(a, b) {
@@ -95,6 +95,7 @@ function bodyRow([index, ...cells], columns, openCase) {
       const bounds = boundsOf(column.metric ?? column.name, column.unit, cell);
       return html("td", {class: "number"}, `${cellValue(cell, column)} `, html("span", {class: "bounds"}, bounds));
     }
+    if (cell?.address) return html("td", {}, html("a", {href: cell.address}, text));
     if (column.code) return html("td", {}, html("code", {}, text));
     return html("td", {class: typeof cell === "number" || column.number ? "number" : column.wide ? "wide" : text.length > 24 ? "words" : ""}, text);
   }));
