@@ -1,4 +1,4 @@
-"""`report.html`, `comparison.html` and `history.html` in Debian's headless Chromium, from disk, as a reader opens them."""
+"""`report.html`, `comparison.html`, `history.html` in Debian's headless Chromium, from disk as a reader opens them."""
 
 from __future__ import annotations
 
