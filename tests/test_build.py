@@ -133,6 +133,25 @@ def test_files_for_instruction_sets_are_compiled_for_each(
     assert sum("toy_simd.cpp" in line for line in lines) == 2
 
 
+def test_instruction_sets_can_be_chosen(
+    compile_toy: Callable[[], tuple[Path, Lines]], csrc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are compiled once are told which there are; the baseline is there unasked."""
+    sets = {"baseline": (), "one": (), "two": ()}
+    monkeypatch.setattr(building, "INSTRUCTION_SETS", {building.platform.machine(): sets})
+    (csrc / "toy" / "toy_simd.cpp").write_text("extern const int KERNELS;\nconst int KERNELS = 1;\n")
+    (csrc / "toy" / "toy.cpp").write_text(
+        "#if !defined(HAS_KERNELS_baseline) || defined(HAS_KERNELS_one)\n#error not what was asked for\n#endif\n"
+        "extern const int kernels_baseline, kernels_two;\n"
+        'extern "C" __attribute__((visibility("default"))) int number() { return kernels_baseline + kernels_two; }\n'
+    )
+    monkeypatch.setenv("DDF_INSTRUCTION_SETS", "two")
+    assert number(compile_toy()[0]) == 2
+    monkeypatch.setenv("DDF_INSTRUCTION_SETS", "two,three")
+    with pytest.raises(BuildError, match="DDF_INSTRUCTION_SETS: expected a list of baseline, one, two, got 'two,three'"):
+        compile_toy()
+
+
 # ---------------------------------------------------------------------------------------------------------- going wrong
 
 

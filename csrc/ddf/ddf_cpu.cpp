@@ -10,12 +10,6 @@
 namespace ddf {
 namespace {
 
-// The widest vectors to use, in bits, so that a test can ask for narrower ones than the machine
-// has.
-#ifndef DDF_WIDEST_VECTOR
-#define DDF_WIDEST_VECTOR 512
-#endif
-
 // Below this much work a further thread costs more than it saves.
 constexpr int64_t kWorkPerThread = 1 << 15;
 
@@ -26,27 +20,23 @@ struct Kernels {
   const module::Kernels& module;
 };
 
+// The names, and what is there, are from ops/core/build.py.
 Kernels kernels() {
-#ifdef __x86_64__
   static const Kernels best = []() -> Kernels {
-    __builtin_cpu_init();
-    // The names are those of the compiler's flags in ops/core/build.py.
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && DDF_WIDEST_VECTOR >= 512)
+#ifdef HAS_KERNELS_avx512
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
       return {kernels_avx512, near::kernels_avx512, near::filters::kernels_avx512,
               module::kernels_avx512};
-    if (avx2 && DDF_WIDEST_VECTOR >= 256)
+#endif
+#ifdef HAS_KERNELS_avx2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       return {kernels_avx2, near::kernels_avx2, near::filters::kernels_avx2, module::kernels_avx2};
+#endif
     return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline,
             module::kernels_baseline};
   }();
   return best;
-#else
-  return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline,
-          module::kernels_baseline};
-#endif
 }
 
 // A thread keeps its scratch memory between calls: fresh pages would cost more than a small call

@@ -22,10 +22,8 @@ struct CpuKernels {
 };
 
 extern const CpuKernels kernels_baseline;
-#ifdef __x86_64__
 extern const CpuKernels kernels_avx2;
 extern const CpuKernels kernels_avx512;
-#endif
 
 namespace near {
 
@@ -36,10 +34,8 @@ struct Kernels {
 };
 
 extern const Kernels kernels_baseline;
-#ifdef __x86_64__
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-#endif
 
 namespace filters {
 
@@ -50,10 +46,8 @@ struct Kernels {
 };
 
 extern const Kernels kernels_baseline;
-#ifdef __x86_64__
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-#endif
 
 }  // namespace filters
 }  // namespace near
@@ -76,10 +70,8 @@ struct Kernels {
 };
 
 extern const Kernels kernels_baseline;
-#ifdef __x86_64__
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-#endif
 
 }  // namespace module
 }  // namespace ddf

@@ -5,18 +5,17 @@
 namespace roofs {
 
 extern const Kernels kernels_baseline;
-#if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-#endif
 
 static const Kernels& best() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
+#ifdef HAS_KERNELS_avx512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return kernels_avx512;
   }
+#endif
+#ifdef HAS_KERNELS_avx2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2;
 #endif
   return kernels_baseline;

@@ -26,7 +26,7 @@ import torch
 
 __all__ = [
     *("ALL_ARCHES", "BuildError", "Library", "Step", "build", "cuda_arches"),
-    *("find_cxx", "find_nvcc", "locked", "ninja_file", "run_ninja"),
+    *("find_cxx", "find_nvcc", "instruction_sets", "locked", "ninja_file", "run_ninja"),
 ]
 
 #: What `DDF_CUDA_ARCHES=all` stands for: compute capabilities from Turing to Blackwell.
@@ -39,7 +39,8 @@ CXX_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wex
 NVCC_FLAGS = ("-std=c++17", "-O3", "--threads=0", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden")
 
 #: Files named *_simd.cpp are compiled once for each: their table of functions is called kernels_<name>, and the library
-#: picks one when it runs. A build serves any machine of its family, and nothing has to ask what this one is.
+#: picks one when it runs. A build serves any machine of its family, and nothing has to ask what this one is. The other
+#: files are told which there are, as HAS_KERNELS_<name>; `baseline` always is.
 INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "baseline": (),
@@ -91,6 +92,7 @@ class Recipe:
         sources: what is compiled, relative to csrc.
         cxx, nvcc: compilers by path; nvcc is None where no CUDA kernels are built.
         cxx_flags: of every C++ file, the user's last.
+        instruction_sets: those of INSTRUCTION_SETS to compile for.
     """
 
     op: str
@@ -100,6 +102,7 @@ class Recipe:
     nvcc: Path | None
     arches: tuple[str, ...]
     cxx_flags: tuple[str, ...]
+    instruction_sets: dict[str, tuple[str, ...]]
 
     @property
     def key(self) -> str:
@@ -127,11 +130,12 @@ class Recipe:
                     [str(self.nvcc), "-ccbin", str(self.cxx), *NVCC_FLAGS, *arches, "-I", str(self.csrc)],
                 )
             elif source.stem.endswith("_simd"):
-                for name, flags in INSTRUCTION_SETS.get(platform.machine(), {"baseline": ()}).items():
+                for name, flags in self.instruction_sets.items():
                     yield f"{source.stem}.{name}.o", source, [*cxx, *flags, f"-DKERNELS=kernels_{name}"]
             else:
-                cuda = ["-DDDF_CUDA"] if self.nvcc else []
-                yield f"{source.stem}.o", source, [*cxx, *include, f"-DTORCH_TARGET_VERSION={TARGET_VERSION}", *cuda]
+                has = [f"-DHAS_KERNELS_{name}" for name in self.instruction_sets]
+                has += ["-DDDF_CUDA"] if self.nvcc else []
+                yield f"{source.stem}.o", source, [*cxx, *include, f"-DTORCH_TARGET_VERSION={TARGET_VERSION}", *has]
 
     def link(self) -> list[str]:
         """The command that links the objects, less these and `-o library`."""
@@ -201,6 +205,23 @@ def cuda_arches() -> tuple[str, ...]:
     return tuple(f"{major}{minor}" for major, minor in sorted(found))
 
 
+def instruction_sets() -> dict[str, tuple[str, ...]]:
+    """The instruction sets to build CPU kernels for, each with its flags: all of this machine's family, or `baseline`
+    and those that DDF_INSTRUCTION_SETS lists.
+
+    Raises:
+        BuildError: if DDF_INSTRUCTION_SETS names another.
+    """
+    known = INSTRUCTION_SETS.get(platform.machine(), {"baseline": ()})
+    asked = os.environ.get("DDF_INSTRUCTION_SETS")
+    if not asked:
+        return known
+    names = asked.split(",")
+    if not known.keys() >= {*names}:
+        raise BuildError(f"DDF_INSTRUCTION_SETS: expected a list of {', '.join(known)}, got {asked!r}")
+    return {name: flags for name, flags in known.items() if name in ("baseline", *names)}
+
+
 def find_nvcc() -> Path | None:
     """The CUDA compiler: of CUDA_HOME, on the PATH, or where the toolkit is usually installed."""
     home = os.environ.get("CUDA_HOME")
@@ -220,7 +241,7 @@ def _recipe(op: str, arches: tuple[str, ...]) -> Recipe:
     suffixes = (".cpp", ".cu") if nvcc else (".cpp",)
     sources = tuple(sorted(p for p in (csrc / op).rglob("*") if p.suffix in suffixes))
     flags = (*CXX_FLAGS, *shlex.split(os.environ.get("CXXFLAGS", "")))
-    return Recipe(op, csrc, sources, find_cxx(), nvcc, arches, flags)
+    return Recipe(op, csrc, sources, find_cxx(), nvcc, arches, flags, instruction_sets())
 
 
 def _csrc() -> Path:
