@@ -91,8 +91,9 @@ inline __attribute__((always_inline)) void step(const V* c, const A* const* in, 
 // Computes strips of one channel, whose filter is `channel`. What is too large for the caches is
 // fetched ahead for the next channel, which lies `next` elements further on.
 template <typename A, int K, int kRows, bool kAdd>
-void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
-           const A* channel, int64_t in_offset, int64_t out_offset, int64_t next) {
+__attribute__((noinline)) void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end,
+                                     const Cut& cut, const A* channel, int64_t in_offset,
+                                     int64_t out_offset, int64_t next) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
   Vector<A> c[K * K];
   DDF_UNROLL
@@ -170,9 +171,9 @@ struct Tile {
   Strip<A, K, kRows>* strips;
   A *in, *out;  // a source and a target that cannot be read and written in place
 
-  Tile(const Params& p, bool backward, Arena& arena)
+  Tile(const Params& p, Arena& arena)
       : p(p),
-        backward(backward),
+        backward(p.grad_features.data),
         source(backward ? p.out : p.features),
         target(backward ? p.grad_features : p.out) {
     constexpr int64_t size = kTaps * static_cast<int64_t>(sizeof(A));  // of S of a pixel
@@ -335,10 +336,10 @@ struct Tile {
 
 int64_t channel_blocks(const Params& p) { return ceil_div(p.channels, kChannelBlock); }
 
-template <typename T, int K, int kRows, bool kBackward>
+template <typename T, int K, int kRows, bool kAdd>
 void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
-  Tile<T, K, kRows> tile(p, kBackward, arena);
+  Tile<T, K, kRows> tile(p, arena);
   clear(tile.zeros, p.width);
   int64_t loaded = -1;
   for (int64_t item = begin; item < end; ++item) {
@@ -346,21 +347,18 @@ void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
     if (index != loaded) tile.move_to(index / tile.count(), index % tile.count());
     loaded = index;
     const int64_t first = block * kChannelBlock, last = least(first + kChannelBlock, p.channels);
-    if (p.combine == Combine::add)
-      tile.template run<true>(first, last);
-    else
-      tile.template run<false>(first, last);
+    tile.template run<kAdd>(first, last);
   }
   finish_streams();
 }
 
-template <typename T, int K, int kRows, bool kBackward>
+template <typename T, int K, int kRows, bool kAdd>
 Job tiles_job(const Params& p) {
   Arena arena(nullptr);
-  const Tile<T, K, kRows> tile(p, kBackward, arena);
+  const Tile<T, K, kRows> tile(p, arena);
   return {p.batch * tile.count() * channel_blocks(p),
           least(kChannelBlock, p.channels) * K * K * tile.rows * tile.columns, arena.used(),
-          run_tiles<T, K, kRows, kBackward>};
+          run_tiles<T, K, kRows, kAdd>};
 }
 
 // ---- channels last: an item is a pair of neighbours in a row ----
@@ -368,8 +366,9 @@ Job tiles_job(const Params& p) {
 // Sums kPixels neighbours, whose taps overlap, over all channels. `features` holds the addresses of
 // the K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap.
 template <typename T, int K, bool kAdd>
-void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
-                const Accumulator<T>* channel, T* const* out, int64_t channels, bool streamed) {
+__attribute__((noinline)) void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
+                                          const Accumulator<T>* channel, T* const* out,
+                                          int64_t channels, bool streamed) {
   using A = Accumulator<T>;
   constexpr int kWidth = K + kPixels - 1;
   Vector<A> s[kPixels][K * K];
@@ -424,9 +423,9 @@ struct Pixels {
   T *zeros, *dump;
   const bool streamed;
 
-  Pixels(const Params& p, bool backward, Arena& arena)
+  Pixels(const Params& p, Arena& arena)
       : p(p),
-        backward(backward),
+        backward(p.grad_features.data),
         source(backward ? p.out : p.features),
         target(backward ? p.grad_features : p.out),
         streamed(streams<T>(p, target, p.channels)) {
@@ -505,10 +504,10 @@ struct Pixels {
   }
 };
 
-template <typename T, int K, bool kBackward>
+template <typename T, int K, bool kAdd>
 void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
-  Pixels<T, K> pixels(p, kBackward, arena);
+  Pixels<T, K> pixels(p, arena);
   clear(pixels.zeros, p.channels);
   const int64_t pairs = ceil_div(p.width, kPixels);
   int64_t loaded = -1;
@@ -517,71 +516,60 @@ void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
     const int64_t x = item % pairs * kPixels;
     if (n != loaded) pixels.load_channel(n);
     loaded = n;
-    if (p.combine == Combine::add) {
-      pixels.template run<true>(n, y, x);
-    } else {
-      pixels.template run<false>(n, y, x);
-    }
+    pixels.template run<kAdd>(n, y, x);
   }
   finish_streams();
 }
 
-template <typename T, int K, bool kBackward>
+template <typename T, int K, bool kAdd>
 Job pixels_job(const Params& p) {
   Arena arena(nullptr);
-  const Pixels<T, K> pixels(p, kBackward, arena);
+  const Pixels<T, K> pixels(p, arena);
   return {p.batch * p.height * ceil_div(p.width, kPixels), kPixels * K * K * p.channels,
-          arena.used(), run_pixels<T, K, kBackward>};
+          arena.used(), run_pixels<T, K, kAdd>};
 }
 
-template <typename T, int K, bool kBackward>
+template <typename T, int K, bool kAdd>
 Job job(const Params& p) {
-  const View& source = kBackward ? p.out : p.features;
-  const View& target = kBackward ? p.grad_features : p.out;
+  const bool backward = p.grad_features.data;
+  const View& source = backward ? p.out : p.features;
+  const View& target = backward ? p.grad_features : p.out;
   const bool adjacent = source.stride[1] == 1 && target.stride[1] == 1;
-  const bool enough = p.channels >= kLanes<Accumulator<T>>;
-  if constexpr (K > kLargestKernel || (K > 3 && sizeof(T) != 4)) {
-    return {};  // rarely wanted, and half of this file's time to compile
-  } else if (adjacent && enough) {
-    return pixels_job<T, K, kBackward>(p);
-  } else if (K == 3 && round_up(p.height, 7) <= round_up(p.height, 4)) {
-    return tiles_job<T, K, K == 3 ? 7 : 4, kBackward>(p);
-  } else {
-    return tiles_job<T, K, 4, kBackward>(p);
+  if (adjacent && p.channels >= kLanes<Accumulator<T>>) return pixels_job<T, K, kAdd>(p);
+  if (K == 3 && round_up(p.height, 7) <= round_up(p.height, 4)) {
+    return tiles_job<T, K, K == 3 ? 7 : 4, kAdd>(p);
   }
+  return tiles_job<T, K, 4, kAdd>(p);
 }
 
-template <typename T, bool kBackward>
+// What is rarely wanted is left to the general kernels, which halves the time to compile this file.
+template <typename T>
 Job by_kernel_size(const Params& p) {
-  switch (p.kernel_size) {
-    case 3:
-      return job<T, 3, kBackward>(p);
-    case 5:
-      return job<T, 5, kBackward>(p);
-    case 7:
-      return job<T, 7, kBackward>(p);
+  const bool add = p.combine == Combine::add;
+  if (p.kernel_size == 3) return add ? job<T, 3, true>(p) : job<T, 3, false>(p);
+  if constexpr (kLargestKernel == 7 && sizeof(T) == 4) {
+    if (p.kernel_size == 5 && !add) return job<T, 5, false>(p);
+    if (p.kernel_size == 7 && !add) return job<T, 7, false>(p);
+  }
+  return {};
+}
+
+// The output, or the gradient of the features where that is asked for.
+Job by_dtype(const Params& p) {
+  switch (p.dtype) {
+    case DType::float32:
+      return by_kernel_size<float>(p);
+    case DType::float16:
+      return by_kernel_size<Half>(p);
+    case DType::bfloat16:
+      return by_kernel_size<BFloat16>(p);
     default:
       return {};
   }
 }
 
-template <bool kBackward>
-Job by_dtype(const Params& p) {
-  switch (p.dtype) {
-    case DType::float32:
-      return by_kernel_size<float, kBackward>(p);
-    case DType::float64:
-      return by_kernel_size<double, kBackward>(p);
-    case DType::float16:
-      return by_kernel_size<Half, kBackward>(p);
-    case DType::bfloat16:
-      return by_kernel_size<BFloat16, kBackward>(p);
-  }
-  __builtin_unreachable();
-}
-
 }  // namespace
 
-extern const Kernels KERNELS = {by_dtype<false>, by_dtype<true>};
+extern const Kernels KERNELS = {by_dtype, by_dtype};
 
 }  // namespace ddf::near
