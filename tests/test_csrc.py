@@ -40,7 +40,7 @@ def test_no_warnings(op: str, compiler: str, tmp_path: Path, monkeypatch: pytest
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("CXXFLAGS", "-Werror")
+    monkeypatch.setenv("CXXFLAGS", "-Wall -Wextra -Werror")
     build.build(op, arches=(), cache=tmp_path, progress=lambda line: None)
 
 
