@@ -25,6 +25,11 @@ IMPLS = [(op, impl) for op in OPS.values() for impl in op.impls.values()]
 NAMES = ["conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"]
 #: Their closed forms have tests of their own.
 NEIGHBOURS = ["involution_op", "involution", "dw_weightnet", "condconv", "odconv", "pac", "local_attention", "dcnv4"]
+#: The same; their outputs are larger than their inputs.
+UPSAMPLERS = [
+    *("bilinear", "transposed_conv", "subpixel_conv", "carafe_op", "carafe"),
+    *("dysample", "pac_up", "joint_bilateral"),
+]
 
 #: Allowed error relative to the magnitude, in roundings of the dtype; half precision rounds little but the result.
 ROUNDINGS = {"float64": 64, "float32": 64, "float16": 4, "bfloat16": 4}
@@ -51,7 +56,7 @@ def error(op: Op, inputs: Inputs, point: Point, result: torch.Tensor) -> float:
 
 
 def test_the_operators_are_found() -> None:
-    assert set(NAMES + NEIGHBOURS) == set(OPS)
+    assert set(NAMES + NEIGHBOURS + UPSAMPLERS) == set(OPS)
     assert {name for name, op in OPS.items() if op.combines} >= {"ddf_op", "ddf"}
     assert {"composite", "compiled"} <= set(OPS["ddf_op"].impls)
     assert {"composite", "compiled"} <= set(OPS["ddf"].impls)
@@ -67,7 +72,7 @@ def test_vocabulary_does_not_import_torch() -> None:
 # ------------------------------------------------------------------------------------------------------ seeded inputs
 
 
-@pytest.mark.parametrize("name", NAMES + NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES + NEIGHBOURS + UPSAMPLERS)
 def test_inputs_are_the_same_for_one_seed_in_every_layout(name: str) -> None:
     point = Point(batch=2, channels=4, height=5, width=6)
     first, again = build(OPS[name], point), build(OPS[name], point)
@@ -80,7 +85,7 @@ def test_inputs_are_the_same_for_one_seed_in_every_layout(name: str) -> None:
     assert other["features"].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("name", NAMES + NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES + NEIGHBOURS + UPSAMPLERS)
 @pytest.mark.parametrize("direction", ["forward", "forward_backward"])
 def test_gradients_are_asked_for_only_where_the_direction_needs_them(name: str, direction: str) -> None:
     inputs = build(OPS[name], Point(batch=1, channels=4, height=3, width=3, direction=direction, dtype="float16"))
@@ -91,7 +96,7 @@ def test_gradients_are_asked_for_only_where_the_direction_needs_them(name: str, 
     assert inputs.module is None or not inputs.module.training
 
 
-@pytest.mark.parametrize("name", NAMES + NEIGHBOURS)
+@pytest.mark.parametrize("name", NAMES + NEIGHBOURS + UPSAMPLERS)
 def test_outputs_are_of_unit_order(name: str) -> None:
     """Inputs that make half precision overflow or vanish would test nothing."""
     point = Point(batch=2, channels=16, height=14, width=14)
@@ -127,6 +132,7 @@ def test_magnitude_is_the_definition_of_absolute_values(name: str, combine: str)
     [
         *itertools.product(NAMES, ["mul", "add"]),
         *((name, "mul") for name in NEIGHBOURS if name != "local_attention"),  # whose neighbours are in no order
+        *((name, "mul") for name in UPSAMPLERS if name not in ("bilinear", "joint_bilateral")),  # alike when mirrored
     ],
 )
 def test_magnitude_shows_a_wrong_tap(name: str, combine: str, dtype: str) -> None:
