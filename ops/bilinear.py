@@ -13,16 +13,14 @@ from .core.upsampling import SCALE, UP_AXES, out_pixels, scale_of
 
 
 class Bilinear(Op):
-    """out(p) is F at (p + 1/2) / scale - 1/2, interpolated between the nearest pixels, and constant beyond the border."""
+    """out(p) is F at (p + 1/2) / scale - 1/2, between the nearest pixels, and constant beyond the border."""
 
     name, title = "bilinear", "Bilinear"
     axes = tuple(name for name in UP_AXES if name != "kernel_size")
     extra_axes = (SCALE,)
 
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
-        return Inputs(
-            {"features": normal((point.batch, point.channels, point.height, point.width), point, generator)}
-        )
+        return Inputs({"features": normal((point.batch, point.channels, point.height, point.width), point, generator)})
 
     def apply(self, inputs: Inputs, point: Point) -> Tensor:
         return self._interpolate(inputs["features"], scale_of(point))

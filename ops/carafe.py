@@ -67,7 +67,7 @@ def reassemble(
 
 
 class CarafeOp(Op):
-    """The reassembly alone: out[n, c, branch b of p] = sum_j S[n, b*k*k + j, p] F[n, c, p + d_j]; filters S are given."""
+    """The reassembly alone, out[n, c, branch b of p] = sum_j S[n, b*k*k + j, p] F[n, c, p + d_j]; S is given."""
 
     name, title = "carafe_op", "CARAFE Op"
     axes = UP_AXES

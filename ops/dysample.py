@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Axis, Closure, Costs, Inputs, Op, Point
+from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
 from .core.seeded import drawn, memory_format_of, normal
 from .core.upsampling import SCALE, UP_AXES, out_pixels, out_size, scale_of, up_costs
 
@@ -56,7 +56,7 @@ class DySampleOp(Op):
     """out[n,c,p] = F(n, c, (p + 1/2) / scale - 1/2 + o[n, g, p] / 4), g the group of c; interpolated bilinearly.
 
     o is a 1x1 convolution of the features, (N, groups * 2 * scale^2, H, W), rows before columns, then branches. Beyond
-    the border F is constant. Where a place is whole, the derivative jumps: a rounding there can change a gradient.
+    the border F is constant. Where a place is whole, the derivative jumps.
     """
 
     name, title = "dysample", "DySample"
@@ -76,7 +76,8 @@ class DySampleOp(Op):
     def magnitude(self, inputs: Inputs, point: Point) -> Tensor:
         """Of a weight 1 - (row - r) the terms are 1, r, and those of the row, which is known to a rounding of them."""
         rows, columns = self._places(inputs, point, absolute=False)
-        terms = 1 + sum(self._places(inputs, point, absolute=True))
+        row_terms, column_terms = self._places(inputs, point, absolute=True)
+        terms = 1 + row_terms + column_terms
         return self._interpolate(inputs["features"].abs(), rows, columns, terms, point)
 
     def _places(self, inputs: Inputs, point: Point, absolute: bool) -> tuple[Tensor, Tensor]:
@@ -133,5 +134,7 @@ def _groups(point: Point) -> int:
 
 @DySampleOp.impl("torch")
 def _(inputs: Inputs, point: Point) -> Closure:
+    if point.backward and point.itemsize < 4:
+        raise Skip("gradients in half precision: a place rounded past a whole one has another derivative")
     features, module, layout = inputs["features"], cast(DySample, inputs.module), memory_format_of(point)
     return lambda: module(features).contiguous(memory_format=layout)

@@ -97,7 +97,8 @@ def bilateral_filters(guide: Tensor, scale: int, kernel_size: int) -> Tensor:
     exists = torch.ones_like(means[:1, :1])
     taps = zip(_away(scale, kernel_size), *(windows(x, kernel_size, 1, 1) for x in (means, exists)), strict=True)
     logits = [
-        -((by_branch - mean[:, :, None]).square().sum(1) + away.to(wide)) / 2 + there.log() for away, mean, there in taps
+        -((by_branch - mean[:, :, None]).square().sum(1) + away.to(wide)) / 2 + there.log()
+        for away, mean, there in taps
     ]
     return torch.stack(logits, 2).softmax(2).flatten(1, 2).to(guide.dtype)
 

@@ -67,9 +67,7 @@ class TransposedConv(Op):
         """c^2 k^2 weights and c biases; each tap of each pixel once, those cut at the border included."""
         c, scale = point.channels, scale_of(point)
         weight = c * c * (2 * scale - scale % 2) ** 2
-        return up_costs(
-            point, params={"weight": weight, "bias": c}, macs={"conv": point.pixels * weight}, biases=c
-        )
+        return up_costs(point, params={"weight": weight, "bias": c}, macs={"conv": point.pixels * weight}, biases=c)
 
 
 @TransposedConv.impl("torch")

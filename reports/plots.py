@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 NAME = "plots"
 ORDER = 20
 
-_X_LABELS = {"resolution": "resolution: height = width, pixels", "kernel_size": "taps along one side of the filter"}
+_X_LABELS = {
+    "resolution": "resolution: height = width, pixels",
+    "kernel_size": "taps along one side of the filter",
+    "scale": "scale: outputs along one side of a pixel",
+}
 _GREY = "#555555"
 _STYLE: Any = {
     "svg.hashsalt": "ddfbench",

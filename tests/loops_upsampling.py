@@ -12,7 +12,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def interpolated(image: Array, row: float, column: float) -> Array:
-    """(C, H, W) -> (C) at a place, constant beyond the border: the sum over all pixels, weighed by how near they are."""
+    """(C, H, W) -> (C) at a place, constant beyond the border: all pixels, weighed by how near they are."""
     h, w = image.shape[1:]
     near_rows = np.maximum(1 - abs(min(max(row, 0), h - 1) - np.arange(h)), 0)
     near_columns = np.maximum(1 - abs(min(max(column, 0), w - 1) - np.arange(w)), 0)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
+from itertools import product
+from pathlib import Path
 
 import loops_upsampling
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Runner
 from test_check import made
 from test_memory import gradients
 from test_ops import OPS, ROUNDING, ROUNDINGS, UPSAMPLERS, build, error
 
-from ops import Point
+from ops import Point, Skip
+from reports import Record
 from suites import suites
 
 #: File, op and impl.
@@ -70,6 +76,10 @@ def test_hard_edges(file: str, op: str, impl: str, layout: str) -> None:
 def test_right_results_pass(file: str, op: str, impl: str, direction: str) -> None:
     for dtype in ("float32", "bfloat16"):
         bench = made(file, op, impl, dtype=dtype, direction=direction, channels=32, extra={"scale": 4})
+        if (op, dtype, direction) == ("dysample", "bfloat16", "forward_backward"):
+            with pytest.raises(Skip, match="gradients in half precision"):
+                bench.max_error()
+            continue
         assert bench.max_error() <= bench.tolerance
 
 
@@ -181,3 +191,34 @@ def test_filter_memory_is_what_the_closed_form_says(file: str, op: str, impl: st
     assert begun.failure == ""
     found = {metric.name: metric.value for metric in begun.metrics}
     assert found["filter_memory"] == bench.costs.memory.get("filters", 0)
+
+
+# --------------------------------------------------------------------------------------------------------- the suite
+
+
+def test_the_suite_tells_the_price_at_each_scale(runner: Runner, tmp_path: Path) -> None:
+    ops = ("--suite", "upsampling", "--op", "bilinear,carafe,joint_bilateral,carafe_op", "--impl", "torch,composite")
+    small = ("--channels", "4", "--batch", "1", "--resolution", "5", "--axis", "scale=2,4")
+    done = runner(*ops, *small, "--device", "cpu", "--seconds", "0.1", "--processes", "1", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    records = [Record.from_json(json.loads(line)) for line in lines]
+    assert {(r.op, r.axes["scale"]) for r in records} == set(product(ops[3].split(","), (2, 4)))
+    for r in records:
+        assert r.status == "ok"
+        found = {metric.name for metric in r.metrics}
+        assert {"latency_wall", "peak_memory", "filter_memory", "params", "macs", "max_error"} <= found
+    filters = {r.op: r.settings["filter"] for r in records}
+    assert filters == {
+        "bilinear": "learned",
+        "carafe": "predicted",
+        "joint_bilateral": "predicted",
+        "carafe_op": "given",
+    }
+    rows = list(csv.DictReader((tmp_path / "out" / "cheapest.csv").read_text().splitlines()))
+    assert {
+        (row["scale"], row["criterion"], row["baseline"]) for row in rows if row["criterion"] != "parameters"
+    } == set(product("24", ("latency", "memory"), ("bilinear",)))
+    assert all(r.axes.keys().isdisjoint(("kernel_size", "stride", "dilation")) for r in records)  # which some lack
+    drawn = {path.stem for path in (tmp_path / "out" / "plots").glob("*.svg")}
+    assert {"upsampling-latency_wall-along_scale", "upsampling-peak_memory-along_scale"} <= drawn

@@ -12,7 +12,7 @@ from .tables import metric_status
 #: The axes that make the place of a case. What else tells two cases of one op apart, `combine` for one, is its variant.
 PLACE_AXES = (
     *("device", "dtype", "layout", "direction", "threads"),
-    *("batch", "channels", "kernel_size", "stride", "dilation", "resolution"),
+    *("batch", "channels", "kernel_size", "stride", "dilation", "scale", "resolution"),
 )
 _IN_WORDS = {
     "threads": "threads {}",
@@ -21,12 +21,13 @@ _IN_WORDS = {
     "kernel_size": "{0}×{0} taps",
     "stride": "stride {}",
     "dilation": "dilation {}",
+    "scale": "scale {}",
 }
 #: Ops in the order of columns; others follow by name.
 OPS = ("conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf")
 
 #: What the others are held against.
-BASELINES = ("dwconv", "conv")
+BASELINES = ("dwconv", "conv", "bilinear")
 
 #: Values of `PLACE_AXES`, in that order; None where an axis does not apply, (height, width) for the resolution.
 Place = tuple[Any, ...]
@@ -87,8 +88,8 @@ VIEWS = (
         formula="filter_memory_formula",
     ),
     *(
-        View(suite, *told, each=suite == "sweep")
-        for suite in ("neighbours", "sweep")
+        View(suite, *told, each=suite != "neighbours")
+        for suite in ("neighbours", "sweep", "upsampling")
         for told in (
             ("latency_device", "Latency, warm, device clock", "takes {}"),
             ("latency_wall", "Latency, warm, host clock", "takes {}"),
@@ -96,14 +97,20 @@ VIEWS = (
     ),
     *(
         view
-        for suite in ("neighbours", "sweep")
+        for suite in ("neighbours", "sweep", "upsampling")
         for view in (
             View(
                 *(suite, "peak_memory", "Runtime memory, beyond inputs and parameters", "takes {}"),
                 formula="peak_memory_formula",
-                drawn=suite == "neighbours",
+                drawn=suite != "sweep",
+                each=suite == "upsampling",
             ),
-            View(suite, "params", "Parameters", "has {} parameters", by_impl=False, drawn=suite == "neighbours"),
+            View(
+                *(suite, "params", "Parameters", "has {} parameters"),
+                by_impl=False,
+                drawn=suite != "sweep",
+                each=suite == "upsampling",
+            ),
             View(suite, "macs", "Multiply-accumulates of one call", "needs {}", by_impl=False, drawn=False),
         )
     ),

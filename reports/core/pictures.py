@@ -18,7 +18,7 @@ GROWTH_PATH = "plots/complexity-growth"
 #: What a metric is drawn against: the first of these that takes several values, else bars.
 _X_AXES = ("resolution", "channels", "kernel_size", "batch", "threads")
 #: The same of a view that is drawn against each.
-_EACH = (*_X_AXES, "stride", "dilation")
+_EACH = (*_X_AXES, "stride", "dilation", "scale")
 _INDEX = {axis: i for i, axis in enumerate(PLACE_AXES)}
 
 
