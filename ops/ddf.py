@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
 from .core import native, published
 from .core.closed_forms import applied, held
-from .core.kernels import kernels
+from .core.kernels import backward_kernels, kernels
 from .core.seeded import fill_convolution, normal, placed
 from .core.taps import windows
 
@@ -766,7 +766,11 @@ def _standardised(filters: Tensor, absolute: bool) -> Tensor:
     return (filters - filters.mean(2, keepdim=True)) / spread
 
 
-@DDFOp.impl("native", library="ddf", kernels=tuple(f"kernel {kernel}" for kernel in kernels()))
+@DDFOp.impl(
+    "native",
+    library="ddf",
+    kernels=(*(f"kernel   {row}" for row in kernels()), *(f"backward {row}" for row in backward_kernels())),
+)
 def _(inputs: Inputs, point: Point) -> Closure:
     need_native(inputs, point)
     kernel = str(point.extra.get("kernel", "auto"))

@@ -47,6 +47,7 @@ class OnCpu(Case):
     """A case that the CUDA kernels compute, on the CPU, into outputs full of nan."""
 
     kernels: Kernels
+    backward_kernel = ""  # by its name in backward.def, "" for the table's choice
 
     @property
     def options(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class OnCpu(Case):
         gradients = tuple(torch.full_like(t, torch.nan) for t in self.tensors[:3])
         asked = tuple(g if w else None for g, w in zip(gradients, wanted, strict=True))
         features, channel, spatial, grad = self.tensors
-        self.kernels.backward(grad, features, channel, spatial, asked, **self.options)
+        self.kernels.backward(grad, features, channel, spatial, asked, **self.options, kernel=self.backward_kernel)
         return gradients
 
 
@@ -80,8 +81,8 @@ def on(kernels: Kernels) -> type[OnCpu]:
 
 
 def general(kind: type[OnCpu]) -> type[OnCpu]:
-    """Cases whose output is the general kernel's, whatever the table means for them."""
-    return type("General", (kind,), {"forward": lambda self: self.by("general")})
+    """Cases whose results are the general kernels', whatever the tables mean for them."""
+    return type("General", (kind,), {"forward": lambda self: self.by("general"), "backward_kernel": "apart"})
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,8 @@ def test_outputs(cuda_on_cpu: type[OnCpu], k: int, dtype: torch.dtype, layout: L
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients(cuda_on_cpu: type[OnCpu], dtype: torch.dtype, layout: Layout) -> None:
     for k, settings in ((1, Settings()), (3, Settings(2)), (3, Settings(1, 2, "add")), (5, Settings(3, 1, "add"))):
-        cuda_on_cpu((1, 3, 5, 6), k, settings, dtype, (layout,) * 4).check_backward()
+        for kind in (cuda_on_cpu, general(cuda_on_cpu)):
+            kind((1, 3, 5, 6), k, settings, dtype, (layout,) * 4).check_backward()
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
@@ -149,7 +151,8 @@ def test_tails(cuda_on_cpu: type[OnCpu], shape: tuple[int, int, int, int], dtype
 @pytest.mark.parametrize("shape", [(1, 2, 16, 17), (1, 1, 40, 1), (1, 33, 1, 3)])
 def test_tails_of_gradients(cuda_on_cpu: type[OnCpu], shape: tuple[int, int, int, int], layout: Layout) -> None:
     for settings in (Settings(), Settings(stride=2, combine="add")):
-        cuda_on_cpu(shape, 3, settings, torch.float32, (layout,) * 4).check_backward()
+        for kind in (cuda_on_cpu, general(cuda_on_cpu)):
+            kind(shape, 3, settings, torch.float32, (layout,) * 4).check_backward()
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -283,7 +286,7 @@ def look(case: OnCpu, checker: emulation.Checked) -> None:
     names = ("features", "channel", "spatial", "grad", "out", "grad_features", "grad_channel", "grad_spatial")
     with checker.watch(dict(zip(names, (*case.tensors, out, *gradients), strict=True))):
         case.kernels.forward(*case.tensors[:3], out, **case.options, entry="cuda_forward_by", kernel="general")
-        case.kernels.backward(grad, features, channel, spatial, gradients, **case.options)
+        case.kernels.backward(grad, features, channel, spatial, gradients, **case.options, kernel="apart")
     assert not any(t.isnan().any() for t in (out, *gradients))
 
 

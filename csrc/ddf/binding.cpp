@@ -230,10 +230,13 @@ void run_forward(const Params& p, [[maybe_unused]] const Tensor& features) {
 #endif
 }
 
-void run_backward(const Params& p, [[maybe_unused]] const Tensor& features) {
+void run_backward(Params& p, [[maybe_unused]] const Tensor& features) {
   if (p.batch == 0) return;
   if (!features.is_cuda()) return cpu_backward(p, parallel_for);
 #ifdef DDF_CUDA
+  const int64_t bytes = cuda_backward_work_bytes(p, features.get_device_index());
+  const Tensor work = contiguous({bytes}, aoti_torch_dtype_uint8(), features);
+  p.work = output(work).data;
   run_cuda(cuda_backward, p, features);
 #else
   fail("features: on a CUDA device, but this library was built without CUDA, for want of nvcc");

@@ -39,6 +39,8 @@ struct Params {
   View out;       // (batch, channels, out_height, out_width); on the way back its gradient
 
   View grad_features, grad_channel, grad_spatial;  // backward only: shaped as F, C and S
+
+  void* work = nullptr;  // scratch memory of a call that needs it, aligned to 64, with any content
 };
 
 // The whole module, DDFPack, whose filters are predicted from the features:
@@ -66,7 +68,6 @@ struct ModuleParams : Params {
   bool backward;
   ModuleParameters parameters;
   ModuleParameters grad_parameters;  // null pointers where they are not wanted
-  void* work;                        // `cpu_module_work_bytes` of them, aligned to 64
 };
 
 // Calls body(begin, end, context) on ranges that cover 0 .. items, each at least `grain` long, on
@@ -79,6 +80,7 @@ using ParallelFor = void (*)(int64_t items, int64_t grain,
 void cpu_forward(const Params& params, ParallelFor parallel_for);
 void cpu_backward(const Params& params, ParallelFor parallel_for);
 
+// Bytes of `work` that the passes of the module take.
 int64_t cpu_module_work_bytes(const ModuleParams& params);
 void cpu_module_forward(const ModuleParams& params, ParallelFor parallel_for);
 void cpu_module_backward(const ModuleParams& params, ParallelFor parallel_for);
@@ -88,9 +90,16 @@ void cpu_module_backward(const ModuleParams& params, ParallelFor parallel_for);
 int cuda_forward(const Params& params, int device, void* stream);
 int cuda_backward(const Params& params, int device, void* stream);
 
+// Bytes of `work` that cuda_backward takes for these gradients.
+int64_t cuda_backward_work_bytes(const Params& params, int device);
+
 // The forward pass by the kernel of that name in cuda/kernels.def, "" for whichever the table
 // means: cudaErrorNotSupported where it cannot serve, cudaErrorInvalidValue where there is none.
 int cuda_forward_by(const char* name, const Params& params, int device, void* stream);
+
+// Likewise the backward pass, by cuda/backward.def.
+int cuda_backward_by(const char* name, const Params& params, int device, void* stream);
+int64_t cuda_backward_work_bytes_by(const char* name, const Params& params, int device);
 
 // The published kernels, into an output that is filled with zeros; cudaErrorNotSupported where they
 // cannot serve.

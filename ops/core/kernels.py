@@ -1,4 +1,5 @@
-"""The table of CUDA forward kernels, csrc/ddf/cuda/kernels.def, as the library that it is compiled into sees it."""
+"""The tables of CUDA kernels, csrc/ddf/cuda/kernels.def and backward.def, as the library they are compiled into sees
+them."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 
 from . import build
 
-__all__ = ["Kernel", "kernels"]
+__all__ = ["Kernel", "backward_kernels", "kernels"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,17 @@ class Kernel:
 
 
 def kernels() -> tuple[Kernel, ...]:
-    """The rows, in the order in which they are tried."""
-    text = (build._csrc() / "ddf" / "cuda" / "kernels.def").read_text()
+    """The rows of the forward pass, in the order in which they are tried."""
+    return _rows("kernels.def")
+
+
+def backward_kernels() -> tuple[Kernel, ...]:
+    """Likewise of the backward pass."""
+    return _rows("backward.def")
+
+
+def _rows(table: str) -> tuple[Kernel, ...]:
+    text = (build._csrc() / "ddf" / "cuda" / table).read_text()
     rows = re.findall(r"^KERNEL\((.*)\)$", text, re.MULTILINE)
     cells = [[cell.strip() for cell in row.split(",")] for row in rows]
     return tuple(Kernel(*row[:4], *map(int, row[4:])) for row in cells)

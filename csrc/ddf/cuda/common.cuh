@@ -44,6 +44,10 @@ __host__ __device__ inline T* at(const View& view, int64_t a, int64_t b, int64_t
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
+__device__ inline int64_t global_thread() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
 // Keeps the compiler from computing a pointer, or what follows from a number, before it is needed.
 template <typename T>
 __device__ inline void opaque(T*& pointer) {
@@ -55,6 +59,12 @@ __device__ inline void opaque(unsigned& number) {
 #ifndef CUDA_ON_CPU
   asm volatile("" : "+r"(number));
 #endif
+}
+
+// Elements between a place in memory and the 16-byte piece that it is in.
+template <typename T>
+__device__ inline int off_piece(const T* place) {
+  return int(reinterpret_cast<uintptr_t>(place) % 16 / sizeof(T));
 }
 
 // Asynchronous where the hardware has such copies.

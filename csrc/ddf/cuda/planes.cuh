@@ -43,12 +43,6 @@ struct PlanesShape {
   static constexpr int kChannelBytes = kStoredTaps * int(sizeof(Accumulator<T>));
 };
 
-// Elements between a place in memory and the 16-byte piece that it is in.
-template <typename T>
-__device__ inline int off_piece(const T* place) {
-  return int(reinterpret_cast<uintptr_t>(place) % 16 / sizeof(T));
-}
-
 template <typename T, int kSize, bool kAdd>
 __global__ void __launch_bounds__(planes_threads(kSize), 1)
     planes_kernel(const Params p, const PlanesPlan plan) {

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,13 +139,16 @@ def _compile_checker(work: Path) -> None:
 def _compile(sources: Sequence[Path], kind: str, csrc: Path, checker: Path | None, work: Path) -> None:
     flags = [*FLAGS, *KINDS[kind], *_cuda_headers(), "-x", "c++", "-include", str(HEADER)]
     objects = [checker / "checker.o"] if checker else []
+    commands = []
     for i, source in enumerate(sources):
         folder = csrc
         if checker:
             folder = work / f"csrc-{i}"
             source = _unrolled(csrc, source, folder)
         objects.append(work / f"{i}-{source.stem}.o")
-        _run(["g++", *flags, "-I", str(folder), "-c", str(source), "-o", str(objects[-1])])
+        commands.append(["g++", *flags, "-I", str(folder), "-c", str(source), "-o", str(objects[-1])])
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(_run, commands))
     # The checker's functions stand in for the thread sanitizer's, whose library is not linked.
     linked = [flag for flag in KINDS[kind] if flag != "-fsanitize=thread"]
     _run(["g++", "-shared", *linked, *map(str, objects), "-o", str(work / "library.so")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +40,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("kernel_size", "stride", "dilation")),
         *((name, View) for name in ("features", "channel", "spatial", "out")),
         *((name, View) for name in ("grad_features", "grad_channel", "grad_spatial")),
+        ("work", ctypes.c_void_p),
     )
 
 
@@ -114,16 +115,40 @@ class Kernels:
         features: Tensor,
         channel: Tensor,
         spatial: Tensor,
-        gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+        gradients: Sequence[Tensor | None],
         *,
         stride: int = 1,
         dilation: int = 1,
         combine: str = "mul",
-    ) -> None:
-        """Computes the gradients of features, channel and spatial filter that are wanted; raises as `forward`."""
+        kernel: str = "",
+    ) -> Tensor:
+        """Computes the gradients of features, channel and spatial filter that are wanted, by the kernels of that name,
+        "" for the table's choice; raises as `forward`. Returns the scratch memory, which began full of nan."""
         p = self.params(features, channel, spatial, grad, stride, dilation, combine)
         p.grad_features, p.grad_channel, p.grad_spatial = map(View.of, gradients)
-        self.call("cuda_backward", p)
+        work = self.work_for(p, kernel)
+        self.call("cuda_backward_by", p, kernel)
+        return work
+
+    def work_for(self, params: Params, kernel: str) -> Tensor:
+        """Scratch memory for a backward pass, full of nan."""
+        arguments = kernel.encode(), ctypes.byref(params), 0
+        work = self._nan_bytes(self._bytes("cuda_backward_work_bytes_by", "PKcRKNS_6ParamsEi", *arguments))
+        params.work = work.data_ptr()
+        return work
+
+    def _bytes(self, entry: str, signature: str, *arguments: object) -> int:
+        function = getattr(self.library, f"_ZN3ddf{len(entry)}{entry}E{signature}")
+        function.restype = ctypes.c_int64
+        return int(function(*arguments))
+
+    @staticmethod
+    def _nan_bytes(count: int) -> Tensor:
+        """All bits set: nan in every element type. Aligned to 64."""
+        import torch
+
+        room = torch.full((count + 64,), 255, dtype=torch.uint8)
+        return room[-room.data_ptr() % 64 :][:count]
 
     @staticmethod
     def params(
