@@ -393,7 +393,7 @@ class DDFPack(_Pack):
         return self.compute(x, ddf)
 
     def fused(self, x: Tensor) -> Tensor:
-        """`forward` by one operator, which predicts and normalises the filters itself; on the CPU.
+        """`forward` by one operator, which predicts and normalises the filters itself.
 
         It reads x twice and keeps nothing but x for the backward pass.
 
@@ -426,7 +426,9 @@ class DDFPack(_Pack):
         """Why `fused` cannot stand for `forward` on that kind of device; empty where it can."""
         if self.kernel_size > native.MAX_KERNEL_SIZE:
             return f"kernel_size is at most {native.MAX_KERNEL_SIZE}, not {self.kernel_size}"
-        return native.fused_missing(device)
+        if device == "cuda" and self.kernel_size > 7:
+            return f"kernel_size is 3, 5 or 7 on CUDA, not {self.kernel_size}"
+        return native.missing(device)
 
     def compute(self, x: Tensor, operator: Operator) -> Tensor:
         """`forward` with another impl of `ddf`."""

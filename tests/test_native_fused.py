@@ -175,7 +175,8 @@ def test_what_is_not_fused_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(Skip, match=f"^fused operator: {reason}"):
             _ = made("ddf", "ddf", "fused", **axes).forward
     monkeypatch.setattr(native, "missing", lambda device: "")
-    assert native.fused_missing("cuda") == "the CPU alone, not cuda"
+    assert DDFPack(4, 9).fused_refusal("cuda") == "kernel_size is 3, 5 or 7 on CUDA, not 9"
+    assert not DDFPack(4, 7).fused_refusal("cuda")
 
 
 # -------------------------------------------------------------------------------------------------------- registration

@@ -209,7 +209,8 @@ void* current_stream(int32_t device) {
   return stream;
 }
 
-void run_cuda(int (*kernel)(const Params&, int, void*), const Params& p, const Tensor& features) {
+template <typename P>
+void run_cuda(int (*kernel)(const P&, int, void*), const P& p, const Tensor& features) {
   const int32_t device = features.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const int error = kernel(p, device, current_stream(device));
@@ -352,6 +353,9 @@ ModuleParams describe_module(const Tensor& features, const Pack& pack, double sp
   if (kernel_size < 3 || kernel_size % 2 == 0 || kernel_size > kMaxKernelSize) {
     fail("kernel_size: expected an odd number from 3 to ", kMaxKernelSize, ", got ", kernel_size);
   }
+  if (features.is_cuda() && kernel_size > 7) {
+    fail("kernel_size: expected 3, 5 or 7 on CUDA, got ", kernel_size);
+  }
   set_taps(p, kernel_size, dilation, stride);
   if (head < 1 || p.channels % head) {
     fail("head: expected a divisor of the ", p.channels, " channels, got ", head);
@@ -392,9 +396,26 @@ struct Rooms {
 };
 
 Tensor work_room(ModuleParams& p, const Tensor& features) {
-  const Tensor work = contiguous({cpu_module_work_bytes(p)}, aoti_torch_dtype_uint8(), features);
+#ifdef DDF_CUDA
+  const int64_t bytes = features.is_cuda() ? cuda_module_work_bytes(p, features.get_device_index())
+                                           : cpu_module_work_bytes(p);
+#else
+  const int64_t bytes = cpu_module_work_bytes(p);
+#endif
+  const Tensor work = contiguous({bytes}, aoti_torch_dtype_uint8(), features);
   p.work = output(work).data;
   return work;
+}
+
+void run_module(const ModuleParams& p, const Tensor& features) {
+  if (!features.is_cuda()) {
+    return p.backward ? cpu_module_backward(p, parallel_for) : cpu_module_forward(p, parallel_for);
+  }
+#ifdef DDF_CUDA
+  run_cuda(p.backward ? cuda_module_backward : cuda_module_forward, p, features);
+#else
+  fail("features: on a CUDA device, but this library was built without CUDA, for want of nvcc");
+#endif
 }
 
 Tensor fused_forward(const Tensor& features, const Tensor& spatial_weight,
@@ -414,7 +435,7 @@ Tensor fused_forward(const Tensor& features, const Tensor& spatial_weight,
   p.channel = output(filters.channel);
   p.out = output(out);
   const Tensor work = work_room(p, features);
-  cpu_module_forward(p, parallel_for);
+  run_module(p, features);
   return out;
 }
 
@@ -456,7 +477,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> fused
   p.grad_spatial = output(gradients.spatial);
   p.grad_channel = output(gradients.channel);
   const Tensor work = work_room(p, features);
-  cpu_module_backward(p, parallel_for);
+  run_module(p, features);
   return {grad_features,   by_spatial_weight, by_spatial_bias, by_squeeze_weight,
           by_squeeze_bias, by_excite_weight,  by_excite_bias,  by_channel_std};
 }
@@ -512,6 +533,8 @@ STABLE_TORCH_LIBRARY_IMPL(ddf, CUDA, m) {
   m.impl("forward_by", TORCH_BOX(&forward_by));
   m.impl("paper_forward_out", TORCH_BOX(&paper_forward_out));
   m.impl("backward", TORCH_BOX(&backward));
+  m.impl("fused_forward", TORCH_BOX(&fused_forward));
+  m.impl("fused_backward", TORCH_BOX(&fused_backward));
 }
 
 }  // namespace ddf

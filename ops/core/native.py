@@ -1,7 +1,7 @@
 """The native operator: loads its library, and registers with torch what the library leaves to Python.
 
-The library defines `ddf::forward`, `ddf::forward_out` and `ddf::backward` with their CPU and CUDA kernels, and for the
-whole module `ddf::fused_forward` and `ddf::fused_backward` with CPU kernels. This module adds the fake kernels that
+The library defines `ddf::forward`, `ddf::forward_out` and `ddf::backward`, and for the whole module `ddf::fused_forward`
+and `ddf::fused_backward`, with their CPU and CUDA kernels. This module adds the fake kernels that
 torch.compile and torch.export trace with, autograd, autocast, and the FLOP formulas.
 """
 
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import build
 
 __all__ = [
-    *("MAX_KERNEL_SIZE", "apply", "apply_by", "apply_out", "fused", "fused_missing"),
+    *("MAX_KERNEL_SIZE", "apply", "apply_by", "apply_out", "fused"),
     *("fvcore_handles", "load", "missing"),
 ]
 
@@ -133,7 +133,7 @@ def fused(
         excite_weight, excite_bias: (C*k*k, hidden, 1, 1), (C*k*k,).
         channel_std: what the normalised channel filter is multiplied by, (C*k*k,).
         spatial_scale: the same of the spatial filter.
-        kernel_size: k, odd, 3 to 127.
+        kernel_size: k, odd, 3 to 127; on CUDA 3, 5 or 7.
         head: divides C.
         combine: `mul` or `add`.
 
@@ -150,11 +150,6 @@ def fused(
         return cast(Tensor, torch.ops.ddf.fused_forward.default(features, *parameters, *settings))
     with _below_autograd():
         return cast(Tensor, torch.ops.ddf.fused_forward.default(features, *parameters, *settings))
-
-
-def fused_missing(device: str) -> str:
-    """Why `fused` cannot run on that kind of device; empty where it can."""
-    return missing(device) or ("" if device == "cpu" else f"the CPU alone, not {device}")
 
 
 def _wants_gradient(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor) -> bool:
@@ -223,6 +218,7 @@ def _register() -> None:
     torch.library.register_autograd("ddf::backward", _refuse_second_derivative)
     for kind in ("CPU", "CUDA"):
         torch.library.impl("ddf::forward", f"Autocast{kind}", functools.partial(_autocast, kind.lower()))
+        torch.library.impl("ddf::fused_forward", f"Autocast{kind}", functools.partial(_autocast_fused, kind.lower()))
     register_flop_formula(torch.ops.ddf.forward)(_forward_flops)
     register_flop_formula(torch.ops.ddf.forward_out)(_forward_flops)
     register_flop_formula(torch.ops.ddf.backward)(_backward_flops)
@@ -230,7 +226,6 @@ def _register() -> None:
     torch.library.register_fake("ddf::fused_backward", _fake_fused_backward)
     torch.library.register_autograd("ddf::fused_forward", _differentiate_fused, setup_context=_keep_fused_inputs)
     torch.library.register_autograd("ddf::fused_backward", _refuse_second_derivative)
-    torch.library.impl("ddf::fused_forward", "AutocastCPU", functools.partial(_autocast_fused, "cpu"))
     register_flop_formula(torch.ops.ddf.fused_forward)(_fused_forward_flops)
     register_flop_formula(torch.ops.ddf.fused_backward)(_fused_backward_flops)
 

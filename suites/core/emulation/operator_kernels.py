@@ -13,7 +13,7 @@ from . import CSRC, EmulationError, compile_kernels
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SOURCES", "Kernels", "Params", "View"]
+__all__ = ["SOURCES", "Kernels", "ModuleParams", "Params", "View"]
 
 SOURCES = tuple(sorted((CSRC / "ddf").rglob("*.cu")))
 
@@ -41,6 +41,20 @@ class Params(ctypes.Structure):
         *((name, View) for name in ("features", "channel", "spatial", "out")),
         *((name, View) for name in ("grad_features", "grad_channel", "grad_spatial")),
         ("work", ctypes.c_void_p),
+    )
+
+
+class ModuleParams(ctypes.Structure):
+    """As in csrc/ddf/ddf.h; the parameters in the order of `ops.core.native.FUSED_PARAMETERS`."""
+
+    _fields_ = (
+        ("params", Params),
+        ("head", ctypes.c_int64),
+        ("hidden", ctypes.c_int64),
+        ("spatial_scale", ctypes.c_double),
+        ("backward", ctypes.c_bool),
+        ("parameters", View * 7),
+        ("grad_parameters", View * 7),
     )
 
 
@@ -149,6 +163,40 @@ class Kernels:
 
         room = torch.full((count + 64,), 255, dtype=torch.uint8)
         return room[-room.data_ptr() % 64 :][:count]
+
+    def module(
+        self,
+        features: Tensor,
+        parameters: Sequence[Tensor],
+        out: Tensor,
+        spatial_scale: float,
+        kernel_size: int,
+        dilation: int,
+        stride: int,
+        head: int,
+        combine: str,
+        gradients: Sequence[Tensor | None] = (),
+    ) -> list[Tensor]:
+        """Computes `out` by the fused module; or `gradients`, of the features and the parameters, where they are given,
+        from that of the output. Raises as `forward`. Returns the scratch memory, which began full of nan."""
+        n, c, k = *features.shape[:2], kernel_size
+        filters = (n, c, k, k), (n, head * k * k, *out.shape[2:])
+        rooms = [features.new_full(shape, float("nan")) for shape in filters * 2]
+        p = ModuleParams()
+        p.params = self.params(features, rooms[0], rooms[1], out, stride, dilation, combine)
+        p.head, p.hidden, p.spatial_scale, p.backward = head, parameters[2].shape[0], spatial_scale, bool(gradients)
+        p.parameters = (View * 7)(*map(View.of, parameters))
+        if gradients:
+            p.params.grad_features = View.of(gradients[0])
+            p.params.grad_channel, p.params.grad_spatial = map(View.of, rooms[2:])
+            p.grad_parameters = (View * 7)(*map(View.of, gradients[1:]))
+        work = self._nan_bytes(self._bytes("cuda_module_work_bytes", "RKNS_12ModuleParamsEi", ctypes.byref(p), 0))
+        p.params.work = work.data_ptr()
+        entry = "cuda_module_backward" if gradients else "cuda_module_forward"
+        error = getattr(self.library, f"_ZN3ddf{len(entry)}{entry}ERKNS_12ModuleParamsEiPv")(ctypes.byref(p), 0, None)
+        if error:
+            raise EmulationError(self._error_string(error).decode())
+        return [work, *rooms]
 
     @staticmethod
     def params(
