@@ -512,14 +512,14 @@ def _reference(
     """The sum over taps, or that of the absolute terms; `spatial_filter` is (N, head*k*k, Ho, Wo)."""
     if absolute:
         features, channel_filter, spatial_filter = features.abs(), channel_filter.abs(), spatial_filter.abs()
-    spatial = spatial_filter.unflatten(1, (-1, point.taps))
-    channels_of_a_head = point.channels // spatial.shape[1]
-    out = torch.zeros((), dtype=features.dtype, device=features.device)
-    for j, read in enumerate(windows(features, point.kernel_size, point.stride, point.dilation)):
-        s = spatial[:, :, j].repeat_interleave(channels_of_a_head, 1)
-        c = channel_filter.flatten(2)[:, :, j, None, None]
-        out = out + (s * c if point.combine == "mul" else s + c) * read
-    return out
+    spatial = spatial_filter.unflatten(1, (-1, 1, point.taps))
+    channel = channel_filter.flatten(2).unflatten(1, (spatial.shape[1], -1))
+    out: Tensor | None = None
+    for j, window in enumerate(windows(features, point.kernel_size, point.stride, point.dilation)):
+        s, c, read = spatial[:, :, :, j], channel[..., j, None, None], window.unflatten(1, channel.shape[1:3])
+        tap = s * c if point.combine == "mul" else s + c
+        out = tap * read if out is None else torch.addcmul(out, tap, read)
+    return cast(Tensor, out).flatten(1, 2)
 
 
 #: CUDA kernels of the native operator that can be asked for by name.

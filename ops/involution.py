@@ -50,12 +50,13 @@ class InvolutionOp(Op):
 
 
 def _sum_terms(features: Tensor, filters: Tensor, point: Point) -> Tensor:
-    """The filters spread over the channels of their groups, and applied tap by tap."""
-    by_channel = filters.unflatten(1, (-1, point.taps)).repeat_interleave(gcd(layers.GROUP, point.channels), 1)
-    out = torch.zeros_like(by_channel[:, :, 0])
+    """The filters applied tap by tap, each to the channels of its group."""
+    by_group = filters.unflatten(1, (-1, 1, point.taps))
+    out: Tensor | None = None
     for j, window in enumerate(windows(features, point.kernel_size, point.stride, point.dilation)):
-        out = out + by_channel[:, :, j] * window
-    return out
+        tap, read = by_group[:, :, :, j], window.unflatten(1, (by_group.shape[1], -1))
+        out = tap * read if out is None else torch.addcmul(out, tap, read)
+    return cast(Tensor, out).flatten(1, 2)
 
 
 class Involution(Op):

@@ -66,10 +66,12 @@ class LocalAttention(Op):
     def _attend(self, inputs: Inputs, point: Point, absolute: bool) -> Tensor:
         """A row of queries at a time attends to whole rows of keys, all but the neighbours masked."""
         features, layer = inputs["features"], cast(NeighbourhoodAttention, inputs.module)
-        queries, (keys, values) = layer.query(features), layer.key_value(features).chunk(2, 1)
+        (key, value), biases = layer.key_value.weight.chunk(2), cast(Tensor, layer.key_value.bias).chunk(2)
+        queries, keys = layer.query(features), F.conv2d(features, key, biases[0])
         if absolute:
-            weight, bias = layer.key_value.weight.abs(), cast(Tensor, layer.key_value.bias).abs()
-            values = F.conv2d(features.abs(), weight, bias).chunk(2, 1)[1]
+            values = F.conv2d(features.abs(), value.abs(), biases[1].abs())
+        else:
+            values = F.conv2d(features, value, biases[1])
         size = point.kernel_size, point.stride, point.dilation
         rows, columns = neighbours(point.height, *size), neighbours(point.width, *size)
         near = torch.zeros(point.out_width, point.width, dtype=torch.bool)

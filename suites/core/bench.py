@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ops import Costs, Inputs, Op, Point, Skip, load
 from suites import Case
+from suites.core import heap
 from suites.core.clocks import Clock
 from suites.core.devices import Device, open_device
 
@@ -144,6 +145,7 @@ class Bench:
         return TOLERANCE[self.case.point.dtype]
 
 
+@heap.large_given_back()
 def max_error(op: Op, inputs: Inputs, case: Case, results: dict[str, Tensor], upstream: Tensor | None) -> float:
     """Compares results with the float64 reference, a few samples at a time.
 

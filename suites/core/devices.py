@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +66,10 @@ class Cpu:
 
     def __init__(self) -> None:
         self.torch = torch.device("cpu")
-        self.cache = last_level_cache()
+
+    @cached_property
+    def cache(self) -> int:
+        return last_level_cache()
 
     def describe(self) -> Json:
         return {

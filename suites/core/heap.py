@@ -9,10 +9,14 @@ import ctypes
 import mmap
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: glibc's mallopt parameters, see `man mallopt`.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 HUGE = 2**31 - 1
+#: The largest threshold that glibc takes, and its default for how many blocks may be mapped.
+LARGE, MOST_MAPPED = 32 * 2**20, 65536
 
 _steady: ctypes.CDLL | None = None
 
@@ -46,6 +50,24 @@ def add_pages(size: int) -> None:
     if block:
         ctypes.memset(block, 1, size)
         _steady.free(block)
+
+
+@contextmanager
+def large_given_back() -> Iterator[None]:
+    """Meanwhile blocks of 32 MiB and more are mapped each for itself, and go back to the system when they are freed.
+
+    For what is computed beside the measured calls: in the heap, where no aligned block fits the gap of its like, a few
+    temporaries of a big reference would come to take several times their size, for good.
+    """
+    if _steady is None:
+        yield
+        return
+    _steady.mallopt(M_MMAP_THRESHOLD, LARGE)
+    _steady.mallopt(M_MMAP_MAX, MOST_MAPPED)
+    try:
+        yield
+    finally:
+        _steady.mallopt(M_MMAP_MAX, 0)
 
 
 def faulted() -> int:

@@ -7,16 +7,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from suites import Suite
+from suites import Suite, suites
 from suites.core.processes import ROOT, Server
+
+#: What workers would else import one by one, each of them for itself: what measures, and the parts of torch that the
+#: operators come to need, sympy and triton with them. No op file: a broken one is to cost its own worker alone.
+SHARED = (
+    *("torch", "torch.fx.experimental.symbolic_shapes", "torch.utils.flop_counter"),
+    *("suites.core.bench", "suites.core.roofs"),
+)
 
 
 class Session:
     """Starts servers when they are asked for, and ends them with all workers."""
 
-    def __init__(self, suites: Iterable[Suite]):
-        own = sorted({name for suite in suites for name in suite.preload})
-        self._preload = ["torch", "suites.core.bench", "suites.core.roofs", *own]
+    def __init__(self, chosen: Iterable[Suite]):
+        own = sorted({name for suite in chosen for name in suite.preload})
+        known = sorted({type(suite).__module__ for suite in suites().values()})
+        self._preload = [*SHARED, *known, *own]
         #: Where to keep what workers print, if it is to be kept.
         self.log: Path | None = None
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
