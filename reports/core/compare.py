@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import FAILURES, RESULTS, Block, Metric, Record, Run
+from .causes import cause
 from .records import RunError
 from .significance import Finding, Floats, needed, unpaired
 from .verdicts import (
@@ -98,7 +99,11 @@ def compare(
         if r.status in FAILURES
     ]
     told = [*_notes(base, new, old, only_new), *notes, AB]
-    verdicts = judge_unpaired(timed, floor, level) + verdicts
+    judgements = judge_unpaired(timed, floor, level)
+    for verdict in judgements:
+        if verdict.verdict == SLOWER:
+            verdict.reason = cause(old[verdict.case], fresh[verdict.case], floor)
+    verdicts = judgements + verdicts
     if not verdicts:
         raise RunError(f"nothing to compare: no case has a result in both {base.path} and {new.path}")
     return Comparison("compare", str(base.path), str(new.path), verdicts, level, floor, told)
