@@ -23,15 +23,17 @@ class Device(Protocol):
 
     Args:
         torch: as torch names it.
-        cache: bytes of the last-level cache.
         main_clock: the metric whose latency is held against the roofs.
         rounding: bytes by which its allocator may exceed what it is asked for.
     """
 
     torch: torch.device
-    cache: int
     main_clock: str
     rounding: int
+
+    @property
+    def cache(self) -> int:
+        """Bytes of the last-level cache."""
 
     def describe(self) -> Json:
         """Name and properties, for `run.json`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -65,6 +66,7 @@ def main() -> None:
     for name in sys.argv[3:]:
         with contextlib.suppress(ImportError):  # an optional package: who needs it says that it is missing
             importlib.import_module(name)
+    gc.freeze()  # a collection in a worker leaves alone, and so shares, what was imported here
     threads = len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1
     link.sendall(json.dumps({"threads": threads}).encode())
     while True:

@@ -29,6 +29,9 @@ from suites.core import heap
 from suites.core.clocks import Clock
 from suites.core.machine import bind_threads
 
+#: Elements that torch gives a thread at least.
+GRAIN = 2**15
+
 
 class Worker:
     """What one worker process has begun.
@@ -155,7 +158,7 @@ def prepare_process(process: Mapping[str, Any], device: str) -> bool:
     torch.backends.cudnn.benchmark = True
     if device != "cpu":
         return False
-    torch.zeros(2**20).add_(1)  # starts all threads
+    torch.zeros(GRAIN * process["threads"]).add_(1)  # starts all threads
     return bind_threads(process["threads"])
 
 
