@@ -97,7 +97,8 @@ def legend(history: History) -> list[str]:
         f"change: the median after it against that before it, as far as the neighbouring changes; effects below "
         f"{100 * history.floor:g} % are not called one. Exact metrics have no noise, and every difference is one.",
         "p: the chance that any of these series would look so if nothing had moved in it, the larger of that by "
-        f"permutation and that under noise of which half carries over to the next run; at most {100 * history.level:g} %.",
+        "permutation and that under noise of which half carries over to the next run; at most "
+        f"{100 * history.level:g} %.",
         "commits: the last one measured before the change and the first one after it: it came with one of those "
         "between, the latter included.",
         "A metric `..._over_dwconv` is a multiple of depthwise convolution's by torch in the same run, which takes out "
