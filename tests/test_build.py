@@ -148,7 +148,9 @@ def test_instruction_sets_can_be_chosen(
     monkeypatch.setenv("DDF_INSTRUCTION_SETS", "two")
     assert number(compile_toy()[0]) == 2
     monkeypatch.setenv("DDF_INSTRUCTION_SETS", "two,three")
-    with pytest.raises(BuildError, match="DDF_INSTRUCTION_SETS: expected a list of baseline, one, two, got 'two,three'"):
+    with pytest.raises(
+        BuildError, match="DDF_INSTRUCTION_SETS: expected a list of baseline, one, two, got 'two,three'"
+    ):
         compile_toy()
 
 
