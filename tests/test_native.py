@@ -165,6 +165,7 @@ class Case:
         ((1, 64, 192, 192), 3, Settings()),  # large enough to be stored past the caches
         ((1, 17, 14, 56), 3, Settings()),  # strips of seven rows, a half vector at the end
         ((1, 17, 13, 12), 7, Settings(combine="add")),
+        ((1, 270, 33, 19), 3, Settings()),  # several blocks of channels, parts of several rows
     ],
 )
 def test_shapes_at_the_edges_of_the_kernels(
@@ -258,8 +259,12 @@ def test_empty_batch(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_only_the_gradients_asked_for_are_computed(device: str) -> None:
-    case = Case((2, 5, 6, 7), 3, Settings(stride=2), torch.float32, device=device)
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_only_the_gradients_asked_for_are_computed(
+    stride: int, layout: Callable[[Tensor], Tensor], device: str
+) -> None:
+    case = Case((2, 20, 6, 7), 3, Settings(stride), torch.float32, (layout,) * 4, device=device)
     everything = case.backward()
     for which in range(3):
         wanted = (which == 0, which == 1, which == 2)

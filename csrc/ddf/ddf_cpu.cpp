@@ -90,6 +90,26 @@ void run(const Params& params, Job (*near)(const Params&), Job (*general)(const 
   run(params, job, parallel_for);
 }
 
+// The gradients of the two filters.
+void run_filters(const Params& params, ParallelFor parallel_for) {
+  const auto [general, near, filters, module] = kernels();
+  const Job both = params.stride == 1 && params.dilation == 1 ? filters.both(params) : Job{};
+  if (both.run) {
+    thread_local Scratch shared;
+    Params p = params;
+    p.work = shared.get(static_cast<size_t>(both.shared_bytes));
+    run(p, both, parallel_for);
+    run(p, filters.finish(p), parallel_for);
+    return;
+  }
+  if (params.grad_channel.data) {
+    run(params, filters.grad_channel, general.grad_channel, parallel_for);
+  }
+  if (params.grad_spatial.data) {
+    run(params, filters.grad_spatial, general.grad_spatial, parallel_for);
+  }
+}
+
 int64_t itemsize(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
@@ -123,16 +143,10 @@ void cpu_forward(const Params& params, ParallelFor parallel_for) {
 }
 
 void cpu_backward(const Params& params, ParallelFor parallel_for) {
-  const auto [general, near, filters, module] = kernels();
   if (params.grad_features.data) {
-    run(params, near.grad_features, general.grad_features, parallel_for);
+    run(params, kernels().near.grad_features, kernels().general.grad_features, parallel_for);
   }
-  if (params.grad_channel.data) {
-    run(params, filters.grad_channel, general.grad_channel, parallel_for);
-  }
-  if (params.grad_spatial.data) {
-    run(params, filters.grad_spatial, general.grad_spatial, parallel_for);
-  }
+  if (params.grad_channel.data || params.grad_spatial.data) run_filters(params, parallel_for);
 }
 
 int64_t cpu_module_work_bytes(const ModuleParams& params) {

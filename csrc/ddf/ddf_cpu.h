@@ -12,6 +12,7 @@ struct Job {
   int64_t work = 0;           // multiply-accumulates of one item, roughly
   int64_t scratch_bytes = 0;  // that one call of `run` needs, aligned to 64
   void (*run)(const Params&, int64_t begin, int64_t end, void* scratch) = nullptr;
+  int64_t shared_bytes = 0;  // that all calls of `run` share, at `Params::work`
 };
 
 struct CpuKernels {
@@ -43,6 +44,9 @@ namespace filters {
 struct Kernels {
   Job (*grad_channel)(const Params&);
   Job (*grad_spatial)(const Params&);
+  // Both at once, those that are wanted, where that is faster; then `finish`.
+  Job (*both)(const Params&);
+  Job (*finish)(const Params&);
 };
 
 extern const Kernels kernels_baseline;

@@ -5,8 +5,9 @@
 //   grad_S[n,j,y,x] = sum_c  g[n,c,y,x] * F[n,c,y+dy_j,x+dx_j] * (mul: C[n,c,j])
 //
 // Floor per pixel and channel at k = 3, for each: 9 products and 9 multiply-adds, or `add` 9
-// multiply-adds. Products cannot be shared between the two: the sums of one would have to be loaded
-// and stored at each of its terms, which takes as long as to multiply again.
+// multiply-adds. Where pixels are adjacent products are not shared between the two: the sums of one
+// would have to be loaded and stored at each of its terms, which takes as long as to multiply
+// again.
 //
 // The sums of all taps stay in registers (k = 3), or those of a column of taps (k = 5, 7), which
 // then takes k passes over rows in the first-level cache. A loaded row of F serves several rows of
@@ -17,9 +18,12 @@
 //            order of its use and stays in the first-level cache while they pass.
 //   grad_S   an item is a few rows: one thread sums their channels, a block of them at a time.
 //
-// Where channels are adjacent they are the lanes (k = 3, float32): for grad_C four neighbours, 18
-// features, 4 of g and 36 numbers of S for 72 operations on a vector of channels; for grad_S a
-// pair, 12 features, 2 of g and 9 of C for 36, and at its end the lanes of 18 sums added up.
+// Where channels are adjacent they are the lanes (k = 3, float32) and both gradients come from one
+// pass: a product of g and F serves both, 54 operations for two neighbours and a vector of channels
+// instead of 72. Sums over channels are registers, sums over pixels are in the first-level cache,
+// loaded and stored once for the two: 50 loads, of them 18 of one number of S, and 9 stores. An
+// item is a part of the rows of a plane and has sums over pixels of its own, which are added up in
+// order.
 //
 // Each sum is taken in an order that the shape alone decides, so that the same bits come out for
 // any number of threads.
@@ -613,210 +617,86 @@ Job grad_spatial_job(const Params& p) {
 // ---- both where channels are adjacent, k = 3: they are the lanes ----
 
 constexpr int64_t kSide = 3, kWindow = kSide * kSide;
-constexpr int kBlockPixels = 4;  // neighbours whose features are shared, for grad_C
-constexpr int kPairPixels = kManyRegisters ? 2 : 1;  // for grad_S, which has sums for each
-constexpr int64_t kGroup = 2;                        // vectors of channels of an item of grad_C
-
-// The rows of features above, at and below one of the gradient, from one pixel left of it on; null
-// outside the plane.
-template <typename A>
-struct Window {
-  const A* row[kSide];
-  int64_t step;      // from pixel to pixel
-  bool left, right;  // whether the columns beside a single pixel exist
-};
-
-template <typename A>
-Window<A> window(const Params& p, int64_t n, int64_t c, int64_t y, int64_t x) {
-  Window<A> w;
-  w.step = p.features.stride[3];
-  w.left = x > 0;
-  w.right = x + 1 < p.width;
-  for (int64_t i = 0; i < kSide; ++i) {
-    const bool exists = y + i >= 1 && y + i <= p.height;
-    w.row[i] = exists ? at<A>(p.features, n, c, y + i - 1, x - 1) : nullptr;
-  }
-  return w;
-}
-
-// The first pixel of a row, then neighbours together, then single ones: the first and the last have
-// taps outside.
-template <int kTogether, typename Each>
-inline __attribute__((always_inline)) void along_row(int64_t width, Each each) {
-  int64_t x = 0;
-  while (x < width) {
-    if (kTogether > 1 && x > 0 && x + kTogether < width) {
-      each(x, Count<kTogether>{});
-      x += kTogether;
-    } else {
-      each(x, Count<1>{});
-      x += 1;
-    }
-  }
-}
+constexpr int kPixels =
+    kManyRegisters ? 2 : 1;            // neighbours whose sums over channels are registers
+constexpr int64_t kBlockVectors = 16;  // of channels: half of a first-level cache for C and sums
+constexpr int64_t kParts = 16;         // of a plane that has the rows for it; each has its own sums
 
 template <bool kMasked, typename A>
 inline __attribute__((always_inline)) Vector<A> load_channels(const A* from, LaneBits bits) {
   return kMasked ? load_lanes<Vector<A>>(from, bits) : load(from);
 }
 
-// Calls use(f, tap, pixel) for the taps of kPixels neighbours, a loaded vector of features for all
-// that read it. Taps outside the plane are left out.
-template <int kPixels, bool kMasked, typename A, typename Use>
-inline __attribute__((always_inline)) void each_tap(const Window<A>& w, int64_t offset,
-                                                    LaneBits bits, Use use) {
-  DDF_UNROLL
-  for (int y = 0; y < kSide; ++y) {
-    if (!w.row[y]) continue;
-    DDF_UNROLL
-    for (int i = 0; i < kPixels + kSide - 1; ++i) {
-      if (kPixels == 1 && ((i == 0 && !w.left) || (i == kSide - 1 && !w.right))) continue;
-      Vector<A> f = load_channels<kMasked>(w.row[y] + i * w.step + offset, bits);
-      keep(f);
-      DDF_UNROLL
-      for (int pixel = 0; pixel < kPixels; ++pixel) {
-        if (i < pixel || i - pixel >= kSide) continue;
-        use(f, y * kSide + i - pixel, pixel);
-      }
-    }
-  }
-}
-
-// What a row gives to the sums of a vector of channels. `spatial` has the taps of a pixel side by
-// side.
-template <typename A, bool kAdd, bool kMasked>
-void add_row_to_taps(const Params& p, int64_t n, int64_t c, int64_t y, const A* spatial,
-                     int64_t spatial_step, A* sums, LaneBits bits) {
-  Vector<A> sum[kWindow];
-  load_all(sum, sums, kWindow);
-  const A* out = at<A>(p.out, n, c, y, 0);
-  const int64_t next_in = p.features.stride[2], next_out = p.out.stride[2];
-  along_row<kBlockPixels>(p.width, [&](int64_t x, auto count) __attribute__((always_inline)) {
-    constexpr int kPixels = decltype(count)::value;
-    const Window<A> w = window<A>(p, n, c, y, x);
-    Vector<A> g[kPixels];
-    DDF_UNROLL
-    for (int i = 0; i < kPixels; ++i) {
-      const A* from = out + (x + i) * p.out.stride[3];
-      g[i] = load_channels<kMasked>(from, bits);
-      __builtin_prefetch(from + next_out);
-      __builtin_prefetch(w.row[1] + i * w.step + 2 * next_in);
-    }
-    const A* s = spatial + x * spatial_step;
-    each_tap<kPixels, kMasked>(
-        w, 0, bits, [&](Vector<A> f, int tap, int pixel) __attribute__((always_inline)) {
-          sum[tap] += (kAdd ? g[pixel] : g[pixel] * s[pixel * spatial_step + tap]) * f;
-        });
-  });
-  store_all(sums, sum, kWindow);
-}
-
+// kCount neighbours in a row and what their taps read.
 template <typename A>
-struct AdjacentChannels {
-  const Params& p;
-  A* spatial;  // a row of S, the taps of a pixel side by side
-  A* sums;     // of a group of vectors of channels
-
-  AdjacentChannels(const Params& p, Arena& arena) : p(p) {
-    spatial = arena.take<A>(p.width * kWindow);
-    sums = arena.take<A>(kGroup * kWindow * kLanes<A>);
-  }
-
-  template <bool kAdd>
-  void run(int64_t n, int64_t group) {
-    clear(sums, kGroup * kWindow * kLanes<A>);
-    const int64_t first = group * kGroup * kLanes<A>;
-    const int64_t last = least(first + kGroup * kLanes<A>, p.channels);
-    const bool in_place = p.spatial.stride[1] == 1;
-    for (int64_t y = 0; y < p.height; ++y) {
-      if (!kAdd && !in_place) load_spatial(n, y);
-      const A* s = in_place ? at<A>(p.spatial, n, 0, y, 0) : spatial;
-      const int64_t step = in_place ? p.spatial.stride[3] : kWindow;
-      A* sum = sums;
-      for (int64_t c = first; c < last; c += kLanes<A>, sum += kWindow * kLanes<A>) {
-        const LaneBits bits = inside(c, 0, p.channels, kLanes<A>);
-        if (c + kLanes<A> <= last) {
-          add_row_to_taps<A, kAdd, false>(p, n, c, y, s, step, sum, bits);
-        } else {
-          add_row_to_taps<A, kAdd, true>(p, n, c, y, s, step, sum, bits);
-        }
-      }
-    }
-    for (int64_t c = first; c < last; ++c) {
-      const int64_t vector = (c - first) / kLanes<A>, lane = (c - first) % kLanes<A>;
-      for (int64_t j = 0; j < kWindow; ++j) {
-        *at<A>(p.grad_channel, n, c, j / kSide, j % kSide) =
-            sums[(vector * kWindow + j) * kLanes<A> + lane];
-      }
-    }
-  }
-
-  void load_spatial(int64_t n, int64_t y) {
-    for (int64_t j = 0; j < kWindow; ++j) {
-      const A* from = at<A>(p.spatial, n, j, y, 0);
-      for (int64_t x = 0; x < p.width; ++x)
-        spatial[x * kWindow + j] = from[x * p.spatial.stride[3]];
-    }
-  }
+struct Window {
+  const A* out;        // the gradient of the first
+  const A* in[kSide];  // features, from one pixel left of the first on; null outside the plane
+  const A* spatial;    // S, the taps of a pixel side by side
+  int64_t out_step, in_step;  // from pixel to pixel
+  bool left, right;           // whether the columns beside the neighbours exist
 };
 
-template <typename A>
-int64_t adjacent_groups(const Params& p) {
-  return ceil_div(p.channels, kGroup * kLanes<A>);
-}
-
-template <typename A>
-void grad_channel_adjacent(const Params& p, int64_t begin, int64_t end, void* scratch) {
-  Arena arena(scratch);
-  AdjacentChannels<A> gradient(p, arena);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / adjacent_groups<A>(p), group = item % adjacent_groups<A>(p);
-    if (p.combine == Combine::add) {
-      gradient.template run<true>(n, group);
-    } else {
-      gradient.template run<false>(n, group);
+// What a vector of channels, the one at c, gives to the sums of pixels, in registers, and to its
+// own. `channel` and `sums` have a vector for each tap.
+template <int kCount, bool kAdd, bool kMasked, typename A>
+inline __attribute__((always_inline)) void add_to_both(Vector<A>* pixel_sums, A* sums,
+                                                       const A* channel, const Window<A>& w,
+                                                       int64_t c, LaneBits bits) {
+  Vector<A> g[kCount];
+  DDF_UNROLL
+  for (int i = 0; i < kCount; ++i) g[i] = load_channels<kMasked>(w.out + i * w.out_step + c, bits);
+  DDF_UNROLL
+  for (int y = 0; y < kSide; ++y) {
+    if (!w.in[y]) continue;
+    Vector<A> f[kCount + kSide - 1];
+    DDF_UNROLL
+    for (int i = 0; i < kCount + kSide - 1; ++i) {
+      const bool exists = (i > 0 || w.left) && (i < kCount + kSide - 2 || w.right);
+      f[i] = exists ? load_channels<kMasked>(w.in[y] + i * w.in_step + c, bits) : Vector<A>{};
+      keep(f[i]);
+    }
+    DDF_UNROLL
+    for (int x = 0; x < kSide; ++x) {
+      const int tap = y * kSide + x;
+      Vector<A> number = load(channel + tap * kLanes<A>), sum = load(sums + tap * kLanes<A>);
+      if (!kAdd) keep(number);
+      DDF_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const Vector<A> product = g[i] * f[i + x];
+        pixel_sums[i * kWindow + tap] += kAdd ? product : product * number;
+        sum += kAdd ? product : product * w.spatial[i * kWindow + tap];
+      }
+      store(sums + tap * kLanes<A>, sum);
     }
   }
 }
 
-// Sums of kPixels neighbours over channels, a vector for each tap.
-template <typename A, int kPixels, bool kAdd>
-inline __attribute__((always_inline)) void sum_channels(Vector<A>* sum, const Window<A>& w,
-                                                        const A* out, int64_t out_step,
-                                                        const A* channel, int64_t channels) {
-  const auto block = [&](int64_t c, auto masked, LaneBits bits) __attribute__((always_inline)) {
-    constexpr bool kMasked = decltype(masked)::value;
-    Vector<A> g[kPixels], numbers[kWindow];
-    DDF_UNROLL
-    for (int i = 0; i < kPixels; ++i) g[i] = load_channels<kMasked>(out + i * out_step + c, bits);
-    if constexpr (!kAdd) load_all(numbers, channel + c * kWindow, kWindow);
-    each_tap<kPixels, kMasked>(w, c, bits,
-                               [&](Vector<A> f, int tap, int pixel) __attribute__((always_inline)) {
-                                 const Vector<A> product = g[pixel] * f;
-                                 if constexpr (kAdd) {
-                                   sum[pixel * kWindow + tap] += product;
-                                 } else {
-                                   sum[pixel * kWindow + tap] += product * numbers[tap];
-                                 }
-                               });
-  };
-  int64_t c = 0;
-  for (; c + kLanes<A> <= channels; c += kLanes<A>) block(c, Masked<false>{}, 0);
-  if (c < channels) block(c, Masked<true>{}, inside(c, 0, channels, kLanes<A>));
-}
-
+// A thread's part of both gradients: rows of a plane.
 template <typename A>
-struct AdjacentPixels {
+struct BothGradients {
   const Params& p;
   A* channel;  // C, for each vector of channels one for each tap, zero where there is none
+  A* spatial;  // a row of S, the taps of a pixel side by side
+  A* sums;     // of kLanes pixels over channels: for each tap a vector for each pixel
+  A* row;      // of results
   int64_t n = -1;
 
-  AdjacentPixels(const Params& p, Arena& arena)
-      : p(p), channel(arena.take<A>(kWindow * round_up(p.channels, kLanes<A>))) {}
+  BothGradients(const Params& p, Arena& arena) : p(p) {
+    channel = arena.take<A>(numbers(p));
+    spatial = arena.take<A>(p.width * kWindow);
+    sums = arena.take<A>(kWindow * kLanes<A> * kLanes<A>);
+    row = arena.take<A>(kLanes<A>);
+  }
+
+  // Of C of a sample, in whole vectors.
+  static int64_t numbers(const Params& p) { return kWindow * round_up(p.channels, kLanes<A>); }
+  static int64_t rows(const Params& p) { return ceil_div(p.height, kParts); }
+  static int64_t parts(const Params& p) { return ceil_div(p.height, rows(p)); }
 
   void move_to(int64_t sample) {
     n = sample;
-    clear(channel, kWindow * round_up(p.channels, kLanes<A>));
+    clear(channel, numbers(p));
     for (int64_t c = 0; c < p.channels; ++c) {
       A* to = channel + c / kLanes<A> * kWindow * kLanes<A> + c % kLanes<A>;
       for (int64_t j = 0; j < kWindow; ++j) {
@@ -825,56 +705,139 @@ struct AdjacentPixels {
     }
   }
 
-  template <bool kAdd>
-  void run(int64_t y) const {
-    along_row<kPairPixels>(p.width, [&](int64_t x, auto count) __attribute__((always_inline)) {
-      constexpr int kPixels = decltype(count)::value;
-      Vector<A> sum[round_up(kPixels * kWindow, kLanes<A>)] = {};
-      sum_channels<A, kPixels, kAdd>(sum, window<A>(p, n, 0, y, x), at<A>(p.out, n, 0, y, x),
-                                     p.out.stride[3], channel, p.channels);
-      for (int64_t i = 0; i < kPixels * kWindow; i += kLanes<A>) {
-        const Vector<A> done = totals<A>(sum + i);
-        for (int64_t l = i; l < least(i + kLanes<A>, kPixels * kWindow); ++l) {
-          *at<A>(p.grad_spatial, n, l % kWindow, y, x + l / kWindow) = done[l - i];
-        }
+  void load_spatial(int64_t y) {
+    for (int64_t j = 0; j < kWindow; ++j) {
+      const A* from = at<A>(p.spatial, n, j, y, 0);
+      for (int64_t x = 0; x < p.width; ++x) {
+        spatial[x * kWindow + j] = from[x * p.spatial.stride[3]];
       }
-    });
+    }
+  }
+
+  template <bool kAdd>
+  void run(int64_t part) {
+    A* const channel_sums = static_cast<A*>(p.work) + (n * parts(p) + part) * numbers(p);
+    clear(channel_sums, numbers(p));
+    const int64_t first = part * rows(p), last = least(first + rows(p), p.height);
+    for (int64_t y = first; y < last; ++y) {
+      load_spatial(y);
+      for (int64_t x = 0; x < p.width; x += kLanes<A>) {
+        const int64_t end = least(x + kLanes<A>, p.width);
+        clear(sums, kWindow * kLanes<A> * kLanes<A>);
+        for (int64_t c = 0; c < p.channels; c += kBlockVectors * kLanes<A>) {
+          int64_t at = x;
+          for (; at + kPixels <= end; at += kPixels) add<kPixels, kAdd>(channel_sums, y, at, c);
+          for (; at < end; ++at) add<1, kAdd>(channel_sums, y, at, c);
+        }
+        if (p.grad_spatial.data) store_sums(y, x, end - x);
+      }
+    }
+  }
+
+  // What the block of channels from `first` on gives to kCount neighbours and they to it.
+  template <int kCount, bool kAdd>
+  void add(A* channel_sums, int64_t y, int64_t x, int64_t first) {
+    Window<A> w;
+    w.out = at<A>(p.out, n, 0, y, x);
+    w.out_step = p.out.stride[3];
+    w.in_step = p.features.stride[3];
+    w.spatial = spatial + x * kWindow;
+    w.left = x > 0;
+    w.right = x + kCount < p.width;
+    for (int64_t i = 0; i < kSide; ++i) {
+      const bool exists = y + i >= 1 && y + i <= p.height;
+      w.in[i] = exists ? at<A>(p.features, n, 0, y + i - 1, x - 1) : nullptr;
+    }
+    Vector<A> sum[kCount * kWindow];
+    A* const kept = sums + x % kLanes<A> * kLanes<A>;
+    DDF_UNROLL
+    for (int i = 0; i < kCount * kWindow; ++i) {
+      sum[i] = load(kept + (i % kWindow * kLanes<A> + i / kWindow) * kLanes<A>);
+    }
+    const int64_t last = least(first + kBlockVectors * kLanes<A>, p.channels);
+    int64_t c = first;
+    if constexpr (!kFreeMasks) {
+      for (; c + kLanes<A> <= last; c += kLanes<A>) {
+        add_to_both<kCount, kAdd, false>(sum, channel_sums + c * kWindow, channel + c * kWindow, w,
+                                         c, 0);
+      }
+    }
+    const LaneBits all = inside(0, 0, kLanes<A>, kLanes<A>);
+    const LaneBits some = inside(last - 1 - (last - 1) % kLanes<A>, 0, last, kLanes<A>);
+    for (; c < last; c += kLanes<A>) {
+      add_to_both<kCount, kAdd, true>(sum, channel_sums + c * kWindow, channel + c * kWindow, w, c,
+                                      c + kLanes<A> <= last ? all : some);
+    }
+    DDF_UNROLL
+    for (int i = 0; i < kCount * kWindow; ++i) {
+      store(kept + (i % kWindow * kLanes<A> + i / kWindow) * kLanes<A>, sum[i]);
+    }
+  }
+
+  void store_sums(int64_t y, int64_t x, int64_t count) {
+    for (int64_t j = 0; j < kWindow; ++j) {
+      Vector<A> vectors[kLanes<A>];
+      load_all(vectors, sums + j * kLanes<A> * kLanes<A>, kLanes<A>);
+      store(row, totals<A>(vectors));
+      store_row(at<A>(p.grad_spatial, n, j, y, x), p.grad_spatial.stride[3], row, count);
+    }
   }
 };
 
 template <typename A>
-void grad_spatial_adjacent(const Params& p, int64_t begin, int64_t end, void* scratch) {
+void grad_both(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
-  AdjacentPixels<A> gradient(p, arena);
+  BothGradients<A> gradient(p, arena);
   for (int64_t item = begin; item < end; ++item) {
-    if (gradient.n != item / p.height) gradient.move_to(item / p.height);
+    if (gradient.n != item / gradient.parts(p)) gradient.move_to(item / gradient.parts(p));
     if (p.combine == Combine::add) {
-      gradient.template run<true>(item % p.height);
+      gradient.template run<true>(item % gradient.parts(p));
     } else {
-      gradient.template run<false>(item % p.height);
+      gradient.template run<false>(item % gradient.parts(p));
     }
   }
 }
 
+// Adds up the parts' sums of a vector of channels.
 template <typename A>
-bool adjacent(const Params& p) {
-  return p.features.stride[1] == 1 && p.out.stride[1] == 1 && p.channels >= kLanes<A>;
+void add_parts(const Params& p, int64_t begin, int64_t end, void*) {
+  const int64_t blocks = ceil_div(p.channels, kLanes<A>), parts = BothGradients<A>::parts(p);
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / blocks, first = item % blocks * kLanes<A>;
+    const A* from = static_cast<A*>(p.work) + n * parts * BothGradients<A>::numbers(p);
+    A sums[kWindow * kLanes<A>] = {};
+    for (int64_t part = 0; part < parts; ++part, from += BothGradients<A>::numbers(p)) {
+      for (int64_t i = 0; i < kWindow * kLanes<A>; ++i) sums[i] += from[first * kWindow + i];
+    }
+    for (int64_t c = first; c < least(first + kLanes<A>, p.channels); ++c) {
+      for (int64_t j = 0; j < kWindow; ++j) {
+        *at<A>(p.grad_channel, n, c, j / kSide, j % kSide) = sums[j * kLanes<A> + c - first];
+      }
+    }
+  }
 }
 
-template <typename A>
-Job grad_channel_adjacent_job(const Params& p) {
-  Arena arena(nullptr);
-  const AdjacentChannels<A> gradient(p, arena);
-  return {p.batch * adjacent_groups<A>(p), kGroup * kLanes<A> * kWindow * p.height * p.width,
-          arena.used(), grad_channel_adjacent<A>};
+// Channels are adjacent, and all elements those that are summed.
+bool adjacent_channels(const Params& p) {
+  return p.dtype == DType::float32 && p.kernel_size == kSide && p.features.stride[1] == 1 &&
+         p.out.stride[1] == 1 && p.channels >= kLanes<float>;
 }
 
-template <typename A>
-Job grad_spatial_adjacent_job(const Params& p) {
+Job both(const Params& p) {
+  if (!adjacent_channels(p)) return {};
+  using Gradients = BothGradients<float>;
   Arena arena(nullptr);
-  const AdjacentPixels<A> gradient(p, arena);
-  return {p.batch * p.height, p.channels * kWindow * p.width, arena.used(),
-          grad_spatial_adjacent<A>};
+  const Gradients gradient(p, arena);
+  const int64_t parts = p.batch * Gradients::parts(p);
+  return {parts, p.channels * kWindow * Gradients::rows(p) * p.width, arena.used(),
+          grad_both<float>, parts * Gradients::numbers(p) * int64_t{sizeof(float)}};
+}
+
+Job finish(const Params& p) {
+  if (!p.grad_channel.data) return {};
+  const int64_t parts = BothGradients<float>::parts(p);
+  return {p.batch * ceil_div(p.channels, kLanes<float>), parts * kWindow * kLanes<float>, 0,
+          add_parts<float>};
 }
 
 // ---- the table ----
@@ -884,7 +847,6 @@ struct Channel {
   static Job job(const Params& p) {
     return grad_channel_job<T, K>(p);
   }
-  static Job adjacent_job(const Params& p) { return grad_channel_adjacent_job<float>(p); }
 };
 
 struct Spatial {
@@ -892,14 +854,12 @@ struct Spatial {
   static Job job(const Params& p) {
     return grad_spatial_job<T, K>(p);
   }
-  static Job adjacent_job(const Params& p) { return grad_spatial_adjacent_job<float>(p); }
 };
 
 // Rare types and sizes are left to the general kernels, which saves time to compile.
 template <typename Gradient>
 Job choose(const Params& p) {
   if (p.dtype == DType::float32) {
-    if (p.kernel_size == kSide && adjacent<float>(p)) return Gradient::adjacent_job(p);
     if (p.kernel_size == 3) return Gradient::template job<float, 3>(p);
     if constexpr (kLargestKernel == 7) {
       if (p.kernel_size == 5) return Gradient::template job<float, 5>(p);
@@ -914,6 +874,6 @@ Job choose(const Params& p) {
 
 }  // namespace
 
-extern const Kernels KERNELS = {choose<Channel>, choose<Spatial>};
+extern const Kernels KERNELS = {choose<Channel>, choose<Spatial>, both, finish};
 
 }  // namespace ddf::near::filters
