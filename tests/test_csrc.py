@@ -69,7 +69,10 @@ def test_a_library_with_cuda_kernels_loads_beside_this_torch(tmp_path: Path) -> 
 # ------------------------------------------------------------------------------------- CPU kernels, built in other ways
 
 FILES = ("tests/test_native.py", "tests/test_native_fused.py", "tests/test_searches.py")
-VALUES = "output_matches or gradients_match or edges or every_kernel or 16_bit or padding or empty or asked or threads"
+VALUES = (
+    "output_matches or gradients_match or edges or every_kernel or 16_bit or padding or empty or asked or threads"
+    " or without_spread"
+)
 
 
 def run_values(**environment: str) -> None:

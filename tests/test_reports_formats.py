@@ -548,3 +548,18 @@ def test_places_where_a_metric_means_nothing_have_no_row() -> None:
         "7×7",
         "14×14",
     ]
+
+
+def test_both_roofs_are_told_with_the_operations_of_the_op() -> None:
+    """18 operations an output of `ddf_op`, 9 of a depthwise convolution; no row for what has no roofs."""
+    known = {"latency_wall": 1e-3, "macs": 9e6, "floor_bytes": 2e6, "roof_copy": 4e9, "roof_arithmetic": 3e10}
+    metrics = [Metric(name, "1", value) for name, value in known.items()]
+    cases = [record("latency", op, "torch", 56, metrics=metrics) for op in ("ddf_op", "dwconv")]
+    backward = record("latency", "conv", "torch", 56, metrics=metrics, direction="forward_backward")
+    run = Run(Path("runs/one"), environment(), [*cases, backward, record("latency", "conv", "torch", 7)])
+    rows = str(formats()["roofs"].serialize([run])["roofs.md"]).splitlines()[4:]
+    assert rows == [
+        "| ddf_op/torch | nchw | 3 | 56×56 | 1.00 ms | 50.0 % | 60.0 % |",
+        "| dwconv/torch | nchw | 3 | 56×56 | 1.00 ms | 50.0 % | 30.0 % |",
+    ]
+    assert formats()["roofs"].serialize([Run(Path("runs/none"), environment(), [])]) == {}
