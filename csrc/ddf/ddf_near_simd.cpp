@@ -54,9 +54,10 @@ struct Strip {
 };
 
 // One vector of each row of a strip. `masks` holds, for each column of taps, the lanes that lie
-// inside, then the lanes that are stored.
-template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A>
-inline __attribute__((always_inline)) void step(const V* c, const A* const* in, A* const* out,
+// inside, then the lanes that are stored. C is vectors in registers, or numbers where there are too
+// many: multiplied by a number in memory, a vector costs no load of a vector more.
+template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A, typename Number>
+inline __attribute__((always_inline)) void step(const Number* c, const A* const* in, A* const* out,
                                                 const A* spatial, const LaneBits* masks, int64_t x,
                                                 bool streamed) {
   V sum[kRows] = {};
@@ -70,7 +71,8 @@ inline __attribute__((always_inline)) void step(const V* c, const A* const* in, 
       DDF_UNROLL
       for (int r = 0; r < kRows; ++r) {
         if (y < r || y - r >= K) continue;
-        const V s = load_as<V>(spatial), cj = c[(y - r) * K + dx];
+        const V s = load_as<V>(spatial);
+        const Number cj = c[(y - r) * K + dx];
         sum[r] += (kAdd ? s + cj : s * cj) * f;
         spatial += sizeof(V) / sizeof(A);
       }
@@ -88,6 +90,28 @@ inline __attribute__((always_inline)) void step(const V* c, const A* const* in, 
   }
 }
 
+// C of a channel as `step` takes it.
+template <typename V, int K>
+struct InRegisters {
+  V data[K * K];
+};
+template <typename A>
+struct InMemory {
+  const A* data;
+};
+
+template <typename V, int K, typename A>
+inline __attribute__((always_inline)) auto numbers(const A* channel) {
+  if constexpr (K == 3) {
+    InRegisters<V, K> c;
+    DDF_UNROLL
+    for (int j = 0; j < K * K; ++j) c.data[j] = channel[j] - V{};
+    return c;
+  } else {
+    return InMemory<A>{channel};
+  }
+}
+
 // Computes strips of one channel, whose filter is `channel`. What is too large for the caches is
 // fetched ahead for the next channel, which lies `next` elements further on.
 template <typename A, int K, int kRows, bool kAdd>
@@ -95,9 +119,7 @@ __attribute__((noinline)) void sweep(const Strip<A, K, kRows>* strip, const Stri
                                      const Cut& cut, const A* channel, int64_t in_offset,
                                      int64_t out_offset, int64_t next) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
-  Vector<A> c[K * K];
-  DDF_UNROLL
-  for (int j = 0; j < K * K; ++j) c[j] = channel[j] - Vector<A>{};
+  const auto c = numbers<Vector<A>, K>(channel);
   for (; strip < end; ++strip) {
     const A* in[kRows + K - 1];
     A* out[kRows];
@@ -114,7 +136,7 @@ __attribute__((noinline)) void sweep(const Strip<A, K, kRows>* strip, const Stri
           DDF_UNROLL
           for (int r = 0; r < kRows; ++r) __builtin_prefetch(in[r + K / 2] + x + next);
         }
-        step<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(c, in, out, spatial, masks, x,
+        step<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(c.data, in, out, spatial, masks, x,
                                                                  cut.streamed);
       }
     };
@@ -125,10 +147,8 @@ __attribute__((noinline)) void sweep(const Strip<A, K, kRows>* strip, const Stri
     vectors(cut.whole * kLanes<A>, Masked<true>{});
     if constexpr (kHalves) {
       if (cut.half) {
-        HalfVector<A> half[K * K];
-        DDF_UNROLL
-        for (int j = 0; j < K * K; ++j) half[j] = channel[j] - HalfVector<A>{};
-        step<HalfVector<A>, K, kRows, kAdd, true>(half, in, out, spatial, masks, x, false);
+        const auto half = numbers<HalfVector<A>, K>(channel);
+        step<HalfVector<A>, K, kRows, kAdd, true>(half.data, in, out, spatial, masks, x, false);
       }
     }
   }
