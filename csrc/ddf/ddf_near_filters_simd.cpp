@@ -179,8 +179,8 @@ inline __attribute__((always_inline)) void add_to_taps(V* sum, const A* const* i
 // Adds what strips of the channel `c` of a block give to its sums: whole vectors for each tap, then
 // half ones.
 template <typename A, int K, int kRows, bool kAdd>
-void sweep_taps(A* sums, const Strip<A, K, kRows>* begin, const Strip<A, K, kRows>* end, int64_t c,
-                const Cut& cut) {
+DDF_APART void sweep_taps(A* sums, const Strip<A, K, kRows>* begin, const Strip<A, K, kRows>* end,
+                          int64_t c, const Cut& cut) {
   constexpr int kSums = K * kColumns<K>;
   constexpr int64_t kSlots = kRows * kSums;
   A* halves = sums + K * K * kLanes<A>;
@@ -387,7 +387,7 @@ struct ChannelGradient {
 
 int64_t channel_groups(const Params& p) { return ceil_div(p.channels, kReducedChannels); }
 
-template <typename T, int K>
+template <typename T, int K, bool kAdd>
 void grad_channel(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
   ChannelGradient<T, K> gradient(p, arena);
@@ -400,23 +400,19 @@ void grad_channel(const Params& p, int64_t begin, int64_t end, void* scratch) {
     clear(gradient.sums, channels * gradient.kSumsSize);
     for (int64_t tile = 0; tile < gradient.tiles.count(); ++tile) {
       if (gradient.tiles.count() > 1 || n != loaded) gradient.move_to(n, tile);
-      if (p.combine == Combine::add) {
-        gradient.template run<true>(n, first, channels);
-      } else {
-        gradient.template run<false>(n, first, channels);
-      }
+      gradient.template run<kAdd>(n, first, channels);
     }
     loaded = n;
     gradient.store_sums(n, first, channels);
   }
 }
 
-template <typename T, int K>
+template <typename T, int K, bool kAdd>
 Job grad_channel_job(const Params& p) {
   Arena arena(nullptr);
   const ChannelGradient<T, K> gradient(p, arena);
   return {p.batch * channel_groups(p), kReducedChannels * K * K * p.height * p.width, arena.used(),
-          grad_channel<T, K>};
+          grad_channel<T, K, kAdd>};
 }
 
 // ---- gradient of the spatial filter ----
@@ -468,8 +464,8 @@ inline __attribute__((always_inline)) void add_to_pixels(A* sums, const Row<A>* 
 
 // Adds what a block of channels gives to kRows rows.
 template <typename A, int K, int kRows, bool kAdd>
-void sweep_pixels(A* sums, const Row<A>* in, const Row<A>* out, const A* channel, int64_t channels,
-                  const Cut& cut) {
+DDF_APART void sweep_pixels(A* sums, const Row<A>* in, const Row<A>* out, const A* channel,
+                            int64_t channels, const Cut& cut) {
   constexpr int64_t kSums = K * kColumns<K> * kRows;
   for (int64_t dx = 0; dx < K; dx += kColumns<K>) {
     const LaneBits* masks = cut.masks;
@@ -590,28 +586,24 @@ struct SpatialGradient {
   }
 };
 
-template <typename T, int K>
+template <typename T, int K, bool kAdd>
 void grad_spatial(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
   SpatialGradient<T, K> gradient(p, arena);
   clear(gradient.zeros, p.width);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / gradient.tiles.count(), tile = item % gradient.tiles.count();
-    if (p.combine == Combine::add) {
-      gradient.template run<true>(n, tile);
-    } else {
-      gradient.template run<false>(n, tile);
-    }
+    gradient.template run<kAdd>(n, tile);
   }
 }
 
-template <typename T, int K>
+template <typename T, int K, bool kAdd>
 Job grad_spatial_job(const Params& p) {
   Arena arena(nullptr);
   const SpatialGradient<T, K> gradient(p, arena);
   return {p.batch * gradient.tiles.count(),
           p.channels * K * K * gradient.tiles.rows * gradient.tiles.columns, arena.used(),
-          grad_spatial<T, K>};
+          grad_spatial<T, K, kAdd>};
 }
 
 // ---- both where channels are adjacent, k = 3: they are the lanes ----
@@ -843,37 +835,49 @@ Job finish(const Params& p) {
 // ---- the table ----
 
 struct Channel {
-  template <typename T, int K>
+  template <typename T, int K, bool kAdd>
   static Job job(const Params& p) {
-    return grad_channel_job<T, K>(p);
+    return grad_channel_job<T, K, kAdd>(p);
   }
 };
 
 struct Spatial {
-  template <typename T, int K>
+  template <typename T, int K, bool kAdd>
   static Job job(const Params& p) {
-    return grad_spatial_job<T, K>(p);
+    return grad_spatial_job<T, K, kAdd>(p);
   }
 };
 
-// Rare types and sizes are left to the general kernels, which saves time to compile.
-template <typename Gradient>
-Job choose(const Params& p) {
-  if (p.dtype == DType::float32) {
-    if (p.kernel_size == 3) return Gradient::template job<float, 3>(p);
-    if constexpr (kLargestKernel == 7) {
-      if (p.kernel_size == 5) return Gradient::template job<float, 5>(p);
-      if (p.kernel_size == 7) return Gradient::template job<float, 7>(p);
-    }
-  } else if (p.kernel_size == 3) {
-    if (p.dtype == DType::float16) return Gradient::template job<Half, 3>(p);
-    if (p.dtype == DType::bfloat16) return Gradient::template job<BFloat16, 3>(p);
+template <typename Gradient, typename T>
+Job by_kernel_size(const Params& p) {
+  const bool add = p.combine == Combine::add;
+  if (p.kernel_size == 3) {
+    return add ? Gradient::template job<T, 3, true>(p) : Gradient::template job<T, 3, false>(p);
+  }
+  if constexpr (kLargestKernel == 7 && sizeof(T) == 4) {
+    if (p.kernel_size == 5 && !add) return Gradient::template job<T, 5, false>(p);
+    if (p.kernel_size == 7 && !add) return Gradient::template job<T, 7, false>(p);
   }
   return {};
 }
 
+// Rare types and sizes are left to the general kernels, which saves time to compile.
+template <typename Gradient>
+Job by_dtype(const Params& p) {
+  switch (p.dtype) {
+    case DType::float32:
+      return by_kernel_size<Gradient, float>(p);
+    case DType::float16:
+      return by_kernel_size<Gradient, Half>(p);
+    case DType::bfloat16:
+      return by_kernel_size<Gradient, BFloat16>(p);
+    default:
+      return {};
+  }
+}
+
 }  // namespace
 
-extern const Kernels KERNELS = {choose<Channel>, choose<Spatial>, both, finish};
+extern const Kernels KERNELS = {by_dtype<Channel>, by_dtype<Spatial>, both, finish};
 
 }  // namespace ddf::near::filters

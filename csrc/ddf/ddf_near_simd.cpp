@@ -115,9 +115,8 @@ inline __attribute__((always_inline)) auto numbers(const A* channel) {
 // Computes strips of one channel, whose filter is `channel`. What is too large for the caches is
 // fetched ahead for the next channel, which lies `next` elements further on.
 template <typename A, int K, int kRows, bool kAdd>
-__attribute__((noinline)) void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end,
-                                     const Cut& cut, const A* channel, int64_t in_offset,
-                                     int64_t out_offset, int64_t next) {
+DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
+                     const A* channel, int64_t in_offset, int64_t out_offset, int64_t next) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
   const auto c = numbers<Vector<A>, K>(channel);
   for (; strip < end; ++strip) {
@@ -386,9 +385,9 @@ Job tiles_job(const Params& p) {
 // Sums kPixels neighbours, whose taps overlap, over all channels. `features` holds the addresses of
 // the K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap.
 template <typename T, int K, bool kAdd>
-__attribute__((noinline)) void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
-                                          const Accumulator<T>* channel, T* const* out,
-                                          int64_t channels, bool streamed) {
+DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
+                          const Accumulator<T>* channel, T* const* out, int64_t channels,
+                          bool streamed) {
   using A = Accumulator<T>;
   constexpr int kWidth = K + kPixels - 1;
   Vector<A> s[kPixels][K * K];
