@@ -181,6 +181,8 @@ __global__ void __launch_bounds__(kModuleThreads)
     const int64_t head = item % p.head, turn = item / p.head, tile = part + turn * parts;
     A* weight_sums = static_cast<A*>(work.weight_parts) +
                      (int64_t(blockIdx.x) * p.head + head) * (p.channels + 1) * kTaps;
+    const A* filters = static_cast<const A*>(work.spatial);
+    filters += (n * p.head + head) * kTaps * out_pixels;
     int64_t offset[kPixels], grad_offset[kPixels];
     bool inside[kPixels];
     A grad[kTaps][kPixels];
@@ -192,9 +194,7 @@ __global__ void __launch_bounds__(kModuleThreads)
       offset[r] = y * p.features.stride[2] + x * p.features.stride[3];
       grad_offset[r] = y * p.grad_features.stride[2] + x * p.grad_features.stride[3];
       const bool has_output = inside[r] && y % p.stride == 0 && x % p.stride == 0;
-      const A* from = static_cast<const A*>(work.spatial) +
-                      (n * p.head + head) * kTaps * out_pixels + y / p.stride * p.out_width +
-                      x / p.stride;
+      const A* from = filters + y / p.stride * p.out_width + x / p.stride;
 #pragma unroll
       for (int j = 0; j < kTaps; ++j) grad[j][r] = has_output ? from[j * out_pixels] : A(0);
     }
