@@ -161,7 +161,7 @@ __device__ inline void store_channels(T* to, int64_t step, int64_t count, bool a
 // A block takes every `parts`-th tile of a sample. Sums for the convolution's weight go to the
 // block's own place in memory after each tile, always by the same lane.
 template <typename T, int kSize>
-__global__ void __launch_bounds__(kModuleThreads)
+__global__ void __launch_bounds__(kModuleThreads, 1)
     features_kernel(const ModuleParams p, const ModuleWork work, const int64_t tiles,
                     const int64_t parts) {
   using A = Accumulator<T>;
