@@ -102,6 +102,10 @@ def test_what_decides_a_program(root: Path, tmp_path: Path) -> None:
     here = stage(root, WORKING_TREE, tmp_path / "staged")
     assert program(here, "other") == program(second, "other")
     assert program(here, "other", "op") != program(second, "other", "op")
+    write(root, csrc__user__kernel='#include "op/kernel.cpp"')  # of another folder
+    using = stage(root, WORKING_TREE, tmp_path / "staged")
+    write(root, csrc__op__kernel="faster still")
+    assert program(using, "other", "user") != program(stage(root, WORKING_TREE, tmp_path / "staged"), "other", "user")
     write(root, ops__core__shared="b")
     assert program(stage(root, WORKING_TREE, tmp_path / "staged"), "other") != program(second, "other")
 

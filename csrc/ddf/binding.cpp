@@ -1,146 +1,17 @@
 // The one file that knows torch: schemas, checks, outputs, and the way to the kernels.
 //
-// It uses torch's stable C interface only, and nothing newer than TORCH_TARGET_VERSION (a compiler
-// flag), so that one library serves every torch from that version on and any Python. Fake kernels,
+// As ddf/tensors.h it uses torch's stable C interface only. Fake kernels,
 // autograd and autocast are registered beside the public function, in ops/core/native.py.
 
-#include <dlfcn.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 #include <tuple>
-#include <vector>
 
 #include "ddf/ddf.h"
+#include "ddf/tensors.h"
 
 namespace ddf {
 namespace {
-
-using torch::stable::Tensor;
-using Sizes = std::vector<int64_t>;
-
-template <typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream text;
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
-}
-
-Sizes sizes(const Tensor& tensor) {
-  const auto array = tensor.sizes();
-  return Sizes(array.begin(), array.end());
-}
-
-std::string show(const Sizes& sizes) {
-  std::ostringstream text;
-  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "(") << sizes[i];
-  text << (sizes.empty() ? "()" : sizes.size() == 1 ? ",)" : ")");
-  return text.str();
-}
-
-int32_t dtype_code(const Tensor& tensor) {
-  int32_t code = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-  return code;
-}
-
-DType dtype_of(const Tensor& features) {
-  const int32_t code = dtype_code(features);
-  if (code == aoti_torch_dtype_float32()) return DType::float32;
-  if (code == aoti_torch_dtype_float64()) return DType::float64;
-  if (code == aoti_torch_dtype_float16()) return DType::float16;
-  if (code == aoti_torch_dtype_bfloat16()) return DType::bfloat16;
-  fail("features: expected float32, float64, float16 or bfloat16, got torch's dtype number ", code);
-}
-
-// A string argument, which is ours to delete. Taken by its handle: the conversion of torch's header
-// to std::string, up to 2.13 at least, leaks a copy in every call, which keeps freed outputs apart.
-std::string take(StringHandle handle) {
-  size_t length = 0;
-  const char* data = nullptr;
-  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
-  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
-  const std::string text(data, length);
-  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
-  return text;
-}
-
-Combine combine_of(const std::string& name) {
-  if (name == "mul") return Combine::mul;
-  if (name == "add") return Combine::add;
-  fail("combine: expected mul or add, got '", name, "'");
-}
-
-void check(const char* name, const Tensor& tensor, const Sizes& expected, const char* meaning,
-           const Tensor& features) {
-  if (sizes(tensor) != expected) {
-    fail(name, ": expected shape ", show(expected), ", ", meaning, ", got ", show(sizes(tensor)));
-  }
-  if (dtype_code(tensor) != dtype_code(features)) {
-    fail(name, ": expected the dtype of features, of shape ", show(sizes(features)),
-         "; got another, with shape ", show(sizes(tensor)));
-  }
-  if (tensor.is_cuda() != features.is_cuda() ||
-      tensor.get_device_index() != features.get_device_index()) {
-    fail(name, ": expected the device of features, of shape ", show(sizes(features)),
-         "; got another, with shape ", show(sizes(tensor)));
-  }
-}
-
-View view(const Tensor& tensor, void* data) {
-  View view;
-  view.data = data;
-  const auto strides = tensor.strides();
-  std::copy(strides.begin(), strides.end(), view.stride);
-  return view;
-}
-
-View input(const Tensor& tensor) {
-  const void* data = nullptr;
-  TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &data));
-  return view(tensor, const_cast<void*>(data));
-}
-
-View output(const Tensor& tensor) {
-  void* data = nullptr;
-  TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(tensor.get(), &data));
-  return view(tensor, data);
-}
-
-// Describes the features; checks nothing else.
-Params describe_features(const Tensor& features, StringHandle combine) {
-  const std::string name = take(combine);
-  Params p;
-  p.dtype = dtype_of(features);
-  p.combine = combine_of(name);
-  const Sizes shape = sizes(features);
-  if (shape.size() != 4 || shape[1] < 1 || shape[2] < 1 || shape[3] < 1) {
-    fail("features: expected shape (N, C, H, W), only N may be 0, got ", show(shape));
-  }
-  p.batch = shape[0];
-  p.channels = shape[1];
-  p.height = shape[2];
-  p.width = shape[3];
-  p.features = input(features);
-  return p;
-}
-
-void set_taps(Params& p, int64_t kernel_size, int64_t dilation, int64_t stride) {
-  if (dilation < 1) fail("dilation: expected at least 1, got ", dilation);
-  if (stride < 1) fail("stride: expected at least 1, got ", stride);
-  p.kernel_size = kernel_size;
-  p.out_height = (p.height - 1) / stride + 1;
-  p.out_width = (p.width - 1) / stride + 1;
-  // Beyond the size of the plane both have the same effect as that size, and no product can
-  // overflow.
-  p.stride = std::min(stride, std::max(p.height, p.width));
-  p.dilation = std::min(dilation, std::max(p.height, p.width));
-}
 
 // Checks the inputs against one another and describes them; `out` is still missing.
 Params describe(const Tensor& features, const Tensor& channel_filter, const Tensor& spatial_filter,
@@ -162,64 +33,6 @@ Params describe(const Tensor& features, const Tensor& channel_filter, const Tens
 }
 
 Sizes out_shape(const Params& p) { return {p.batch, p.channels, p.out_height, p.out_width}; }
-
-Tensor empty_strided(const Sizes& shape, const Sizes& strides, int32_t dtype, const Tensor& like) {
-  int32_t device_type = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                  strides.data(), dtype, device_type,
-                                                  like.get_device_index(), &handle));
-  return Tensor(handle);
-}
-
-Tensor contiguous(const Sizes& shape, int32_t dtype, const Tensor& like) {
-  Sizes strides(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
-  return empty_strided(shape, strides, dtype, like);
-}
-
-// A new tensor in the memory format of `like`: channels last where channels are adjacent and pixels
-// are not.
-Tensor empty(const Sizes& shape, const Tensor& like) {
-  const bool channels_last = like.stride(1) == 1 && like.stride(3) != 1;
-  if (!channels_last) return contiguous(shape, dtype_code(like), like);
-  const int64_t c = shape[1], h = shape[2], w = shape[3];
-  return empty_strided(shape, {h * w * c, 1, w * c, c}, dtype_code(like), like);
-}
-
-void parallel_for(int64_t items, int64_t grain, void (*body)(int64_t, int64_t, void*),
-                  void* context) {
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, items, grain, body, context));
-}
-
-#ifdef DDF_CUDA
-// The stream is asked of libtorch_cuda by name: a torch without CUDA lacks the function, and a hard
-// reference to it would keep this library from loading there.
-void* current_stream(int32_t device) {
-  using Function = AOTITorchError (*)(int32_t, void**);
-  static const Function function = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_NOW);
-    void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
-    return reinterpret_cast<Function>(symbol);
-  }();
-  if (!function) fail("features: on a CUDA device, but this torch has no libtorch_cuda.so");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(function(device, &stream));
-  return stream;
-}
-
-template <typename P>
-void run_cuda(int (*kernel)(const P&, int, void*), const P& p, const Tensor& features) {
-  const int32_t device = features.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  const int error = kernel(p, device, current_stream(device));
-  if (error != 0) {
-    fail("ddf: the CUDA kernel for features of shape ", show(sizes(features)),
-         " could not be launched: ", cuda_error_string(error));
-  }
-}
-#endif
 
 void run_forward(const Params& p, [[maybe_unused]] const Tensor& features) {
   if (p.batch == 0) return;
@@ -259,12 +72,7 @@ Params describe_into(const Tensor& out, const Tensor& features, const Tensor& ch
                      StringHandle combine) {
   Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
   check("out", out, out_shape(p), "(N, C, Ho, Wo)", features);
-  for (int i = 0; i < 4; ++i) {
-    if (out.size(i) > 1 && out.stride(i) == 0) {
-      fail("out: expected a place for each element, got shape ", show(sizes(out)),
-           " with stride 0 in dimension ", i);
-    }
-  }
+  check_places("out", out);
   p.out = output(out);
   return p;
 }
@@ -323,14 +131,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& fe
   Params p = describe(features, channel_filter, spatial_filter, dilation, stride, combine);
   check("grad", grad, out_shape(p), "(N, C, Ho, Wo)", features);
   p.out = input(grad);
-  const auto make = [](bool wanted, const Tensor& like, View* where) {
-    const Tensor gradient = empty(wanted ? sizes(like) : Sizes{0, 0, 0, 0}, like);
-    if (wanted) *where = output(gradient);
-    return gradient;
-  };
-  const Tensor grad_features = make(want_features, features, &p.grad_features);
-  const Tensor grad_channel = make(want_channel, channel_filter, &p.grad_channel);
-  const Tensor grad_spatial = make(want_spatial, spatial_filter, &p.grad_spatial);
+  const Tensor grad_features = empty_gradient(want_features, features, &p.grad_features);
+  const Tensor grad_channel = empty_gradient(want_channel, channel_filter, &p.grad_channel);
+  const Tensor grad_spatial = empty_gradient(want_spatial, spatial_filter, &p.grad_spatial);
   run_backward(p, features);
   return {grad_features, grad_channel, grad_spatial};
 }

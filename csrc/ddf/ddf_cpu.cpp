@@ -3,15 +3,10 @@
 
 #include "ddf/ddf_cpu.h"
 
-#include <algorithm>
-#include <memory>
-#include <new>
+#include "ddf/jobs.h"
 
 namespace ddf {
 namespace {
-
-// Below this much work a further thread costs more than it saves.
-constexpr int64_t kWorkPerThread = 1 << 15;
 
 struct Kernels {
   const CpuKernels& general;
@@ -24,61 +19,18 @@ struct Kernels {
 Kernels kernels() {
   static const Kernels best = []() -> Kernels {
 #ifdef HAS_KERNELS_avx512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (has_avx512())
       return {kernels_avx512, near::kernels_avx512, near::filters::kernels_avx512,
               module::kernels_avx512};
 #endif
 #ifdef HAS_KERNELS_avx2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if (has_avx2())
       return {kernels_avx2, near::kernels_avx2, near::filters::kernels_avx2, module::kernels_avx2};
 #endif
     return {kernels_baseline, near::kernels_baseline, near::filters::kernels_baseline,
             module::kernels_baseline};
   }();
   return best;
-}
-
-// A thread keeps its scratch memory between calls: fresh pages would cost more than a small call
-// computes.
-class Scratch {
- public:
-  void* get(size_t bytes) {
-#ifdef __SANITIZE_ADDRESS__
-    const bool fits = false;  // exactly what was asked for, so that a read past the end is seen
-#else
-    const bool fits = bytes <= size_;
-#endif
-    if (!fits) {
-      data_.reset();
-      data_.reset(::operator new(bytes, kAlignment));
-      size_ = bytes;
-    }
-    return data_.get();
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(void* data) const { ::operator delete(data, kAlignment); }
-  };
-  std::unique_ptr<void, Free> data_;
-  size_t size_ = 0;
-};
-
-void run(const Params& params, const Job& job, ParallelFor parallel_for) {
-  if (job.items == 0) return;
-  struct Context {
-    const Params& params;
-    const Job& job;
-  } context{params, job};
-  const auto body = [](int64_t begin, int64_t end, void* opaque) {
-    const auto& [params, job] = *static_cast<Context*>(opaque);
-    thread_local Scratch scratch;
-    job.run(params, begin, end, scratch.get(static_cast<size_t>(job.scratch_bytes)));
-  };
-  const int64_t grain = std::max<int64_t>(1, kWorkPerThread / std::max<int64_t>(1, job.work));
-  parallel_for(job.items, grain, body, &context);
 }
 
 // A job of the kernels for adjacent taps where they serve the case, else of the general ones.

@@ -22,41 +22,12 @@
 
 #include "ddf/cuda/backward.h"
 #include "ddf/cuda/common.cuh"
+#include "ddf/elements.cuh"
 
 namespace ddf {
 namespace {
 
-constexpr int kThreads =
-    256;  // a multiple of the warp that fits 8 blocks of these kernels on a multiprocessor
 constexpr int kWalk = 8;  // outputs of one thread of the forward kernel
-
-template <typename T>
-__device__ inline Accumulator<T> read(const View& view, int64_t a, int64_t b, int64_t c,
-                                      int64_t d) {
-  return widen(*at<T>(view, a, b, c, d));
-}
-
-// The features under tap (i, j) of an output; zero in the padding.
-template <typename T>
-__device__ inline Accumulator<T> read_features(const Params& p, int64_t n, int64_t c, int64_t y,
-                                               int64_t x, int64_t i, int64_t j) {
-  const int64_t middle = (p.kernel_size - 1) / 2;
-  const int64_t from_y = y * p.stride + p.dilation * (i - middle);
-  const int64_t from_x = x * p.stride + p.dilation * (j - middle);
-  const bool inside = from_y >= 0 && from_y < p.height && from_x >= 0 && from_x < p.width;
-  return inside ? read<T>(p.features, n, c, from_y, from_x) : Accumulator<T>(0);
-}
-
-// Takes an index apart, fastest part first.
-struct Index {
-  int64_t rest;
-
-  __device__ int64_t take(int64_t size) {
-    const int64_t part = rest % size;
-    rest /= size;
-    return part;
-  }
-};
 
 template <typename T, bool kAdd, bool kChannelsLast,
           int kSize>  // kSize 0: any kernel size, nothing kept
@@ -101,21 +72,6 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Params p) {
     kChannelsLast ? ++x : ++c;
   }
 }
-
-// The four coordinates of one element of a tensor, neighbours in memory being neighbours in index.
-struct Element {
-  int64_t n, c, y, x;
-
-  __device__ Element(int64_t i, const View& view, int64_t channels, int64_t height, int64_t width) {
-    Index index{i};
-    const bool channels_last = view.stride[1] == 1;
-    if (channels_last) c = index.take(channels);
-    x = index.take(width);
-    y = index.take(height);
-    if (!channels_last) c = index.take(channels);
-    n = index.rest;
-  }
-};
 
 template <typename T, bool kAdd>
 __global__ void __launch_bounds__(kThreads) grad_features_kernel(const Params p) {
@@ -168,21 +124,11 @@ __global__ void __launch_bounds__(kThreads) grad_channel_kernel(const Params p) 
         read<T>(p.out, n, c, y, x) * read_features<T>(p, n, c, y, x, tap / k, tap % k);
     sum += kAdd ? product : product * read<T>(p.spatial, n, tap, y, x);
   }
-  DDF_SHARED(A, sums, [kThreads]);
-  sums[threadIdx.x] = sum;
-  for (unsigned width = kThreads / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (threadIdx.x < width) sums[threadIdx.x] += sums[threadIdx.x + width];
-  }
-  if (threadIdx.x == 0) narrow(sums[0], at<T>(p.grad_channel, n, c, tap / k, tap % k));
+  sum = sum_of_block(sum);
+  if (threadIdx.x == 0) narrow(sum, at<T>(p.grad_channel, n, c, tap / k, tap % k));
 }
 
 using Kernel = void (*)(const Params);
-
-cudaError_t launch(Kernel kernel, int64_t blocks, const Params& p, void* stream) {
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  return launch({dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream}, kernel, p);
-}
 
 // Launchers by element type and combination: each knows its kernel and how many blocks there are.
 
@@ -194,7 +140,7 @@ struct Forward {
                                ? p.batch * p.out_height * ceil_div(p.out_width, kWalk) * p.channels
                                : p.batch * ceil_div(p.channels, kWalk) * p.out_height * p.out_width;
     const Kernel kernel = channels_last ? choose<T, kAdd, true>(p) : choose<T, kAdd, false>(p);
-    return launch(kernel, ceil_div(places, kThreads), p, stream);
+    return launch_threads(kernel, ceil_div(places, kThreads), p, stream);
   }
 
  private:
@@ -212,39 +158,19 @@ struct Backward {
     cudaError_t error = cudaSuccess;
     if (p.grad_features.data) {
       const int64_t elements = p.batch * p.channels * p.height * p.width;
-      error = launch(grad_features_kernel<T, kAdd>, ceil_div(elements, kThreads), p, stream);
+      error =
+          launch_threads(grad_features_kernel<T, kAdd>, ceil_div(elements, kThreads), p, stream);
     }
     if (error == cudaSuccess && p.grad_spatial.data) {
       const int64_t elements = p.batch * taps * p.out_height * p.out_width;
-      error = launch(grad_spatial_kernel<T, kAdd>, ceil_div(elements, kThreads), p, stream);
+      error = launch_threads(grad_spatial_kernel<T, kAdd>, ceil_div(elements, kThreads), p, stream);
     }
     if (error == cudaSuccess && p.grad_channel.data) {
-      error = launch(grad_channel_kernel<T, kAdd>, p.batch * p.channels * taps, p, stream);
+      error = launch_threads(grad_channel_kernel<T, kAdd>, p.batch * p.channels * taps, p, stream);
     }
     return error;
   }
 };
-
-template <typename Pass, typename T>
-cudaError_t by_combine(const Params& p, void* stream) {
-  return p.combine == Combine::add ? Pass::template run<T, true>(p, stream)
-                                   : Pass::template run<T, false>(p, stream);
-}
-
-template <typename Pass>
-cudaError_t by_dtype(const Params& p, void* stream) {
-  switch (p.dtype) {
-    case DType::float32:
-      return by_combine<Pass, float>(p, stream);
-    case DType::float64:
-      return by_combine<Pass, double>(p, stream);
-    case DType::float16:
-      return by_combine<Pass, __half>(p, stream);
-    case DType::bfloat16:
-      return by_combine<Pass, __nv_bfloat16>(p, stream);
-  }
-  return cudaErrorInvalidValue;
-}
 
 }  // namespace
 

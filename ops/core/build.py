@@ -24,6 +24,8 @@ from pathlib import Path
 
 import torch
 
+from .includes import files_of
+
 __all__ = [
     *("ALL_ARCHES", "BuildError", "Library", "Step", "build", "cuda_arches"),
     *("find_cxx", "find_nvcc", "instruction_sets", "locked", "ninja_file", "run_ninja"),
@@ -111,7 +113,7 @@ class Recipe:
         commands = [word for _, _, command in self.commands() for word in command]
         parts = [self.op, torch.__version__, platform.machine(), *compilers, *commands, *self.link()]
         digest = hashlib.sha256("\0".join(parts).encode())
-        for path in sorted(p for p in (self.csrc / self.op).rglob("*") if p.is_file()):
+        for path in files_of(self.csrc, self.op):
             digest.update(f"\0{path.relative_to(self.csrc)}\0".encode() + path.read_bytes())
         return f"{self.op}-{digest.hexdigest()[:16]}"
 

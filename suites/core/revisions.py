@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ops.core.includes import files_of
 from suites.core.cases import UsageError
 
 #: What a revision is measured by; pyproject.toml marks a checkout, beside which its builds are kept.
@@ -64,8 +65,12 @@ class Revision:
         """
         path = Path(file)
         own = str(path.relative_to(self.tree)) if path.is_relative_to(self.tree) else ""
-        shared = ("ops/__init__.py", "ops/core/", *([f"csrc/{library}/"] if library else []))
-        return {name: digest for name, digest in self.contents.items() if name == own or name.startswith(shared)}
+        shared = ("ops/__init__.py", "ops/core/")
+        built = (
+            {str(path.relative_to(self.tree)) for path in files_of(self.tree / "csrc", library)} if library else set()
+        )
+        named = {own, *built}
+        return {name: digest for name, digest in self.contents.items() if name in named or name.startswith(shared)}
 
 
 def stage(root: Path, name: str, into: Path) -> Revision:
