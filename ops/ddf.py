@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
-from .core import native, published
+from .core import native, native_up, published
 from .core.closed_forms import applied, held
 from .core.kernels import backward_kernels, kernels
 from .core.seeded import fill_convolution, normal, placed
 from .core.taps import windows
 
-__all__ = ["DDFPack", "DDFUpPack", "FilterNorm", "ddf"]
+__all__ = ["DDFPack", "DDFUpPack", "FilterNorm", "ddf", "ddf_up"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mul": torch.mul, "add": torch.add}
@@ -83,13 +83,13 @@ def ddf(
         return _apply_into(out, *arguments)
     if torch.compiler.is_compiling() or not _served_at_once(*arguments[:4]):
         _check_settings(kernel_size, dilation, stride, kernel_combine)
-        _check_tensors(features, channel_filter, spatial_filter, kernel_size, stride)
+        _check_filters(features, channel_filter, spatial_filter, kernel_size, stride)
         return _apply_filters(*arguments)
     try:
         return native.apply(features, channel_filter, spatial_filter, dilation, stride, kernel_combine)
     except (RuntimeError, TypeError):
         _check_settings(kernel_size, dilation, stride, kernel_combine)
-        _check_tensors(features, channel_filter, spatial_filter, kernel_size, stride)
+        _check_filters(features, channel_filter, spatial_filter, kernel_size, stride)
         raise
 
 
@@ -122,8 +122,8 @@ def _check_settings(kernel_size: int, dilation: int, stride: int, kernel_combine
         raise ValueError(f"kernel_combine: expected one of {', '.join(COMBINE)}, got {kernel_combine!r}")
 
 
-def _check_tensors(
-    features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, kernel_size: int, stride: int
+def _check_filters(
+    features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, kernel_size: int, stride: int, branches: int = 1
 ) -> None:
     named = {"features": features, "channel_filter": channel_filter, "spatial_filter": spatial_filter}
     for name, tensor in named.items():
@@ -139,8 +139,9 @@ def _check_tensors(
         raise ValueError(f"features: expected shape (N, C, H, W), only N may be 0, got {tuple(features.shape)}")
     n, c, h, w = features.shape
     k = kernel_size
-    _check_shape("channel_filter", channel_filter, (n, c, k, k))
-    _check_shape("spatial_filter", spatial_filter, (n, k * k, (h - 1) // stride + 1, (w - 1) // stride + 1))
+    _check_shape("channel_filter", channel_filter, (n, branches * c, k, k))
+    size = (h - 1) // stride + 1, (w - 1) // stride + 1
+    _check_shape("spatial_filter", spatial_filter, (n, branches * k * k, *size))
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int | str, ...]) -> None:
@@ -163,23 +164,27 @@ def _apply_into(
     """`ddf` into `out`."""
     tensors = features, channel_filter, spatial_filter
     _check_settings(kernel_size, dilation, stride, kernel_combine)
-    _check_tensors(*tensors, kernel_size, stride)
-    _check_out(out, features, spatial_filter)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, out)):
-        raise ValueError("out: expected no gradient to be wanted, as under torch.no_grad(), but a tensor requires one")
+    _check_filters(*tensors, kernel_size, stride)
+    _check_out(out, features, spatial_filter.shape[2:])
+    _check_no_gradient(*tensors, out)
     if kernel_size <= native.MAX_KERNEL_SIZE and not native.missing(features.device.type):
         return native.apply_out(*tensors, out, dilation, stride, kernel_combine)
     return out.copy_(composite(*tensors, kernel_size, dilation, stride, kernel_combine))
 
 
-def _check_out(out: Tensor, features: Tensor, spatial_filter: Tensor) -> None:
+def _check_no_gradient(*tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise ValueError("out: expected no gradient to be wanted, as under torch.no_grad(), but a tensor requires one")
+
+
+def _check_out(out: Tensor, features: Tensor, size: tuple[int, ...]) -> None:
     if not isinstance(out, Tensor):
         raise TypeError(f"out: expected a tensor, got {type(out).__name__}")
     if out.dtype != features.dtype:
         raise TypeError(f"out: expected {features.dtype} as the features, got {out.dtype}")
     if out.device != features.device:
         raise ValueError(f"out: expected to be on {features.device} as the features, got {out.device}")
-    _check_shape("out", out, (*features.shape[:2], *spatial_filter.shape[2:]))
+    _check_shape("out", out, (*features.shape[:2], *size))
     for dimension, (size, step) in enumerate(zip(out.shape, out.stride(), strict=True)):
         if size > 1 and step == 0:
             raise ValueError(f"out: expected a place for each element, got stride 0 in dimension {dimension}")
@@ -222,6 +227,114 @@ def composite(
         tap = combine(spatial_filter[:, j, None], channel_filter[:, :, y, x, None, None])
         out = tap.to(accumulator) * read if out is None else out.addcmul_(tap, read)
     return cast(Tensor, out).to(features.dtype)
+
+
+# ------------------------------------------------------------------------------------------ the upsampling operator
+
+
+class UpOperator(Protocol):
+    """What `ddf_up` and its impls are called like."""
+
+    def __call__(
+        self,
+        features: Tensor,
+        channel_filter: Tensor,
+        spatial_filter: Tensor,
+        scale_factor: int = 2,
+        kernel_size: int = 3,
+        dilation: int = 1,
+        kernel_combine: str = "mul",
+    ) -> Tensor: ...
+
+
+def ddf_up(
+    features: Tensor,
+    channel_filter: Tensor,
+    spatial_filter: Tensor,
+    scale_factor: int = 2,
+    kernel_size: int = 3,
+    dilation: int = 1,
+    kernel_combine: str = "mul",
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Makes s*s pixels of each, s being `scale_factor`, by as many branches, each with filters of its own.
+
+    out[:, :, i::s, j::s] is what `ddf` gives with the filters of branch b = i*s + j. All branches are computed in one
+    pass over the features and written where they belong.
+    Under autocast all tensors but float64 are cast to its dtype.
+
+    Args:
+        features: (N, C, H, W), float16, bfloat16, float32 or float64.
+        channel_filter: (N, s*s*C, k, k), those of branch b from b*C on.
+        spatial_filter: (N, s*s*k*k, H, W), those of branch b from b*k*k on.
+        kernel_size: k, odd.
+        kernel_combine: `mul` or `add`.
+        out: as of `ddf`.
+
+    Returns:
+        (N, C, H*s, W*s), in the dtype of the features; sums are accumulated in float32, or float64 for float64.
+
+    Raises:
+        TypeError, ValueError: if an argument does not fit; the text names it, what it is and what was expected.
+    """
+    if isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type):
+        features, channel_filter, spatial_filter = _autocast(features, channel_filter, spatial_filter)
+    tensors = features, channel_filter, spatial_filter
+    _check_settings(kernel_size, dilation, 1, kernel_combine)
+    _check_scale(scale_factor)
+    _check_filters(*tensors, kernel_size, 1, branches=scale_factor**2)
+    if out is not None:
+        size = features.shape[2] * scale_factor, features.shape[3] * scale_factor
+        _check_out(out, features, size)
+        _check_no_gradient(*tensors, out)
+    if up_refusal(features.device.type, scale_factor, kernel_size):
+        upsampled = by_branch(ddf)(*tensors, scale_factor, kernel_size, dilation, kernel_combine)
+        return upsampled if out is None else out.copy_(upsampled)
+    if out is not None:
+        return native_up.apply_out(*tensors, out, scale_factor, dilation, kernel_combine)
+    return native_up.apply(*tensors, scale_factor, dilation, kernel_combine)
+
+
+def up_refusal(device: str, scale_factor: int, kernel_size: int) -> str:
+    """Why the native upsampling operator cannot serve; empty where it can."""
+    if kernel_size > native.MAX_KERNEL_SIZE:
+        return f"kernel_size is at most {native.MAX_KERNEL_SIZE}, not {kernel_size}"
+    if scale_factor > native_up.MAX_SCALE:
+        return f"scale is at most {native_up.MAX_SCALE}, not {scale_factor}"
+    return native_up.missing(device)
+
+
+def _check_scale(scale_factor: int) -> None:
+    if not isinstance(scale_factor, int):
+        raise TypeError(f"scale_factor: expected an integer, got {scale_factor!r}")
+    if scale_factor < 1:
+        raise ValueError(f"scale_factor: expected at least 1, got {scale_factor}")
+
+
+def by_branch(operator: Operator) -> UpOperator:
+    """`ddf_up` by an impl of `ddf`: once for each branch, the results stacked and shuffled.
+
+    With `composite` this is `ddf_up` in plain PyTorch.
+    """
+
+    def up(
+        features: Tensor,
+        channel_filter: Tensor,
+        spatial_filter: Tensor,
+        scale_factor: int = 2,
+        kernel_size: int = 3,
+        dilation: int = 1,
+        kernel_combine: str = "mul",
+    ) -> Tensor:
+        filters = (t.unflatten(1, (scale_factor**2, -1)).unbind(1) for t in (channel_filter, spatial_filter))
+        outs = [
+            operator(features, channel, spatial, kernel_size, dilation, 1, kernel_combine)
+            for channel, spatial in zip(*filters, strict=True)
+        ]
+        return F.pixel_shuffle(torch.stack(outs, 2).flatten(1, 2), scale_factor)
+
+    return up
 
 
 # -------------------------------------------------------------------------------------------------------- the modules
@@ -471,8 +584,7 @@ class DDFUpPack(_Pack):
         kernel_combine: str = "mul",
     ) -> None:
         super().__init__(in_channels, kernel_size, dilation, 1, head, se_ratio, kernel_combine)
-        if scale_factor < 1:
-            raise ValueError(f"scale_factor: expected at least 1, got {scale_factor}")
+        _check_scale(scale_factor)
         if dw_kernel_size % 2 == 0:
             raise ValueError(f"dw_kernel_size: expected an odd number, got {dw_kernel_size}")
         self.scale_factor = scale_factor
@@ -492,23 +604,39 @@ class DDFUpPack(_Pack):
 
     def forward(self, x: Tensor, joint_x: Tensor | None = None) -> Tensor:
         """(N, C, H, W) and the guide (N, joint_channels, H, W) -> (N, C, H*scale_factor, W*scale_factor)."""
+        return self.compute(x, joint_x, ddf_up)
+
+    def compute(self, x: Tensor, joint_x: Tensor | None, operator: UpOperator) -> Tensor:
+        """`forward` with another impl of `ddf_up`, run on each head's group of channels as on a sample of its own."""
         _check_shape("x", x, ("N", self.in_channels, "H", "W"))
         guide = x if joint_x is None else joint_x
-        n, _, h, w = x.shape
+        n, c, h, w = x.shape
         _check_shape("joint_x", guide, (n, self.guide_channels, h, w))
-        outs = [
-            self.apply_filters(ddf, x, channel_branch(x), spatial_branch(guide))
-            for spatial_branch, channel_branch in zip(self.spatial_branch, self.channel_branch, strict=True)
-        ]
-        return F.pixel_shuffle(torch.stack(outs, 2).flatten(1, 2), self.scale_factor)
+        channel, spatial = self.filters(x, guide)
+        groups, k, s = n * self.head, self.kernel_size, self.scale_factor
+        out = operator(
+            x.reshape(groups, c // self.head, h, w),
+            channel.reshape(groups, s * s * (c // self.head), k, k),
+            spatial.reshape(groups, s * s * k * k, h, w),
+            s,
+            k,
+            self.dilation,
+            self.kernel_combine,
+        )
+        return out.reshape(n, c, h * s, w * s)
+
+    def filters(self, x: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """The channel filters (N, head, scale^2, C/head*k*k) and the spatial filters (N, head, scale^2, k*k, H, W)."""
+        pooled = F.adaptive_avg_pool2d(x, 1)  # once for all branches, whose own pooling then changes nothing
+        channel = [branch(pooled).unflatten(1, (self.head, -1)) for branch in self.channel_branch]
+        spatial = [branch(guide).unflatten(1, (self.head, -1)) for branch in self.spatial_branch]
+        return torch.stack(channel, 2), torch.stack(spatial, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------ the ops
 
 
-def _reference(
-    features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, point: Point, absolute: bool
-) -> Tensor:
+def reference(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, point: Point, absolute: bool) -> Tensor:
     """The sum over taps, or that of the absolute terms; `spatial_filter` is (N, head*k*k, Ho, Wo)."""
     if absolute:
         features, channel_filter, spatial_filter = features.abs(), channel_filter.abs(), spatial_filter.abs()
@@ -547,10 +675,10 @@ class DDFOp(Op):
         )
 
     def apply(self, inputs: Inputs, point: Point) -> Tensor:
-        return _reference(**inputs.tensors, point=point, absolute=False)
+        return reference(**inputs.tensors, point=point, absolute=False)
 
     def magnitude(self, inputs: Inputs, point: Point) -> Tensor:
-        return _reference(**inputs.tensors, point=point, absolute=True)
+        return reference(**inputs.tensors, point=point, absolute=True)
 
     def costs(self, point: Point) -> Costs:
         """As of any filters that are given, here two, of which each product has both."""
@@ -673,7 +801,7 @@ class DDFModule(Op):
             norm = pack.channel_branch[4]
             std = cast(Tensor, norm.std).view(point.channels, point.taps) if isinstance(norm, FilterNorm) else 1.0
             channel = _normalised(raw, norm, std, absolute)
-        return _reference(features, channel, spatial, point, absolute)
+        return reference(features, channel, spatial, point, absolute)
 
     def filters(self, inputs: Inputs, point: Point) -> tuple[Tensor, ...]:
         features, pack = inputs["features"], cast(DDFPack, inputs.module)
@@ -744,7 +872,7 @@ def _normalised(raw: Tensor, norm: nn.Module, scale: Tensor | float, absolute: b
         scale: of FilterNorm.
     """
     if isinstance(norm, FilterNorm):
-        return _standardised(raw, absolute) * scale
+        return standardised(raw, absolute) * scale
     if isinstance(norm, nn.BatchNorm2d):
         per_tap = raw.shape[1:3] + (1,) * (raw.dim() - 3)
         mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
@@ -757,7 +885,7 @@ def _normalised(raw: Tensor, norm: nn.Module, scale: Tensor | float, absolute: b
     return raw.abs() + raw.abs().mean(2, keepdim=True) if absolute else raw
 
 
-def _standardised(filters: Tensor, absolute: bool) -> Tensor:
+def standardised(filters: Tensor, absolute: bool) -> Tensor:
     """Zero mean and unit spread over the taps, dimension 2; or the absolute terms, (|x| + mean |x|) / spread.
 
     Terms, not their difference: where a tap is close to the mean, its rounding error is that of both.

@@ -22,7 +22,7 @@ from test_native import DTYPES, FAR_LAYOUTS, LAYOUTS, Case, Gradients, channels_
 from torch import Tensor
 
 from suites.core import emulation
-from suites.core.emulation.operator_kernels import SOURCES, Kernels
+from suites.core.emulation.operator_kernels import Kernels
 
 pytestmark = pytest.mark.skipif(emulation.missing() is not None, reason=str(emulation.missing()))
 
@@ -206,9 +206,9 @@ def kernels_by_file(folder: Path = emulation.CSRC / "ddf") -> dict[str, set[str]
     return found
 
 
-def executed_lines(counts: Path, objects: Path) -> dict[tuple[str, int], int]:
-    """How often each line of the kernels ran, those of what is inlined into them included."""
-    kernels = set().union(*kernels_by_file().values())
+def executed_lines(counts: Path, objects: Path, folder: Path) -> dict[tuple[str, int], int]:
+    """How often each line of the kernels below a folder ran, those of what is inlined into them included."""
+    kernels = set().union(*kernels_by_file(folder).values())
     names = {f"{len(name)}{name}" for name in kernels}  # as they stand in a mangled name
     lines: dict[tuple[str, int], int] = {}
     for notes in objects.glob("*.gcno"):
@@ -226,11 +226,13 @@ def executed_lines(counts: Path, objects: Path) -> dict[tuple[str, int], int]:
     return lines
 
 
-def lines_under_sanitizers(file: str, counts: Path) -> dict[tuple[str, int], int]:
+def lines_under_sanitizers(
+    file: str, counts: Path, folder: Path = emulation.CSRC / "ddf"
+) -> dict[tuple[str, int], int]:
     """Runs the other tests of a file under the address and undefined-behaviour sanitizers; `executed_lines` of them."""
     if not sanitizer():
         pytest.skip("no address sanitizer for g++")
-    library = emulation.compile_kernels(SOURCES, "address")
+    library = emulation.compile_kernels(sorted(folder.rglob("*.cu")), "address")
     environment = {
         **os.environ,
         "DDF_EMULATED": "address",
@@ -244,7 +246,7 @@ def lines_under_sanitizers(file: str, counts: Path) -> dict[tuple[str, int], int
     command = [sys.executable, "-m", "pytest", *options, "-m", "not slow and not gpu", file]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return executed_lines(counts, library.parent)
+    return executed_lines(counts, library.parent, folder)
 
 
 def assert_every_line_ran(lines: dict[tuple[str, int], int], files: Iterable[str]) -> None:

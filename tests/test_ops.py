@@ -28,7 +28,7 @@ NEIGHBOURS = ["involution_op", "involution", "dw_weightnet", "condconv", "odconv
 #: The same; their outputs are larger than their inputs.
 UPSAMPLERS = [
     *("bilinear", "transposed_conv", "subpixel_conv", "carafe_op", "carafe"),
-    *("dysample", "pac_up", "joint_bilateral"),
+    *("dysample", "pac_up", "joint_bilateral", "ddf_up_op", "ddf_up"),
 ]
 
 #: Allowed error relative to the magnitude, in roundings of the dtype; half precision rounds little but the result.
@@ -133,6 +133,7 @@ def test_magnitude_is_the_definition_of_absolute_values(name: str, combine: str)
         *itertools.product(NAMES, ["mul", "add"]),
         *((name, "mul") for name in NEIGHBOURS if name != "local_attention"),  # whose neighbours are in no order
         *((name, "mul") for name in UPSAMPLERS if name not in ("bilinear", "joint_bilateral")),  # alike when mirrored
+        *((name, "add") for name in ("ddf_up_op", "ddf_up")),
     ],
 )
 def test_magnitude_shows_a_wrong_tap(name: str, combine: str, dtype: str) -> None:

@@ -214,8 +214,8 @@ def _register() -> None:
     torch.library.register_fake("ddf::forward_out", _fake_forward_out)
     torch.library.register_fake("ddf::forward_by", lambda *arguments: _fake_forward(*arguments[:6]))
     torch.library.register_fake("ddf::backward", _fake_backward)
-    torch.library.register_autograd("ddf::forward", _differentiate, setup_context=_keep_inputs)
-    torch.library.register_autograd("ddf::backward", _refuse_second_derivative)
+    torch.library.register_autograd("ddf::forward", _differentiate, setup_context=keep_inputs)
+    torch.library.register_autograd("ddf::backward", refuse_second_derivative)
     for kind in ("CPU", "CUDA"):
         torch.library.impl("ddf::forward", f"Autocast{kind}", functools.partial(_autocast, kind.lower()))
         torch.library.impl("ddf::fused_forward", f"Autocast{kind}", functools.partial(_autocast_fused, kind.lower()))
@@ -225,7 +225,7 @@ def _register() -> None:
     torch.library.register_fake("ddf::fused_forward", _fake_fused_forward)
     torch.library.register_fake("ddf::fused_backward", _fake_fused_backward)
     torch.library.register_autograd("ddf::fused_forward", _differentiate_fused, setup_context=_keep_fused_inputs)
-    torch.library.register_autograd("ddf::fused_backward", _refuse_second_derivative)
+    torch.library.register_autograd("ddf::fused_backward", refuse_second_derivative)
     register_flop_formula(torch.ops.ddf.fused_forward)(_fused_forward_flops)
     register_flop_formula(torch.ops.ddf.fused_backward)(_fused_backward_flops)
 
@@ -233,7 +233,7 @@ def _register() -> None:
 def _fake_forward(
     features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, dilation: int, stride: int, combine: str
 ) -> Tensor:
-    return _empty(_check(features, channel_filter, spatial_filter, dilation, stride, combine), features)
+    return empty(_check(features, channel_filter, spatial_filter, dilation, stride, combine), features)
 
 
 def _fake_forward_out(
@@ -246,7 +246,7 @@ def _fake_forward_out(
     out: Tensor,
 ) -> None:
     shape = _check(features, channel_filter, spatial_filter, dilation, stride, combine)
-    _check_like("out", out, shape, "(N, C, Ho, Wo)", features)
+    check_like("out", out, shape, "(N, C, Ho, Wo)", features)
 
 
 def _fake_backward(
@@ -262,12 +262,12 @@ def _fake_backward(
     want_spatial: bool,
 ) -> tuple[Tensor, ...]:
     shape = _check(features, channel_filter, spatial_filter, dilation, stride, combine)
-    _check_like("grad", grad, shape, "(N, C, Ho, Wo)", features)
+    check_like("grad", grad, shape, "(N, C, Ho, Wo)", features)
     wanted = (features, want_features), (channel_filter, want_channel), (spatial_filter, want_spatial)
-    return tuple(_empty(like.shape if wants else (0, 0, 0, 0), like) for like, wants in wanted)
+    return tuple(empty(like.shape if wants else (0, 0, 0, 0), like) for like, wants in wanted)
 
 
-def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """As the library allocates: channels last where the channels of `like` are adjacent and its pixels are not."""
     channels_last = like.stride(1) == 1 and like.stride(3) != 1
     order = torch.channels_last if channels_last else torch.contiguous_format
@@ -275,13 +275,13 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def _fake_fused_forward(features: Tensor, *arguments: Any) -> Tensor:
-    return _empty(_check_fused(features, *arguments), features)
+    return empty(_check_fused(features, *arguments), features)
 
 
 def _fake_fused_backward(grad: Tensor, features: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *rest, want_features, want_parameters = arguments
-    _check_like("grad", grad, _check_fused(features, *rest), "(N, C, Ho, Wo)", features)
-    by_features = _empty(features.shape if want_features else (0, 0, 0, 0), features)
+    check_like("grad", grad, _check_fused(features, *rest), "(N, C, Ho, Wo)", features)
+    by_features = empty(features.shape if want_features else (0, 0, 0, 0), features)
     parameters = rest[: len(FUSED_PARAMETERS)]
     return by_features, *(t.new_empty(t.shape if want_parameters else (0,) * t.dim()) for t in parameters)
 
@@ -302,10 +302,10 @@ def _check_fused(features: Tensor, *arguments: Any) -> tuple[int, ...]:
     """As `_check`, for `fused`."""
     parameters = dict(zip(FUSED_PARAMETERS, arguments, strict=False))
     _, k, dilation, stride, head, combine = arguments[len(parameters) :]
-    _check_features(features, combine)
+    check_features(features, combine)
     if k < 3 or k % 2 == 0 or k > MAX_KERNEL_SIZE:
         raise RuntimeError(f"kernel_size: expected an odd number from 3 to {MAX_KERNEL_SIZE}, got {k}")
-    _check_steps(dilation, stride)
+    check_steps(dilation, stride)
     n, c, h, w = features.shape
     if head < 1 or c % head:
         raise RuntimeError(f"head: expected a divisor of the {c} channels, got {head}")
@@ -316,11 +316,11 @@ def _check_fused(features: Tensor, *arguments: Any) -> tuple[int, ...]:
     weights = (head * taps, c, 1, 1), (hidden, c, 1, 1), (c * taps, hidden, 1, 1)
     shapes = *((shape, shape[:1]) for shape in weights), ((c * taps,),)
     for (name, tensor), shape in zip(parameters.items(), (s for pair in shapes for s in pair), strict=True):
-        _check_like(name, tensor, shape, FUSED_PARAMETERS[name], features)
+        check_like(name, tensor, shape, FUSED_PARAMETERS[name], features)
     return n, c, (h - 1) // stride + 1, (w - 1) // stride + 1
 
 
-def _check_features(features: Tensor, combine: str) -> None:
+def check_features(features: Tensor, combine: str) -> None:
     if features.dtype not in DTYPES:
         raise RuntimeError(f"features: expected float32, float64, float16 or bfloat16, got {features.dtype}")
     if combine not in ("mul", "add"):
@@ -329,7 +329,7 @@ def _check_features(features: Tensor, combine: str) -> None:
         raise RuntimeError(f"features: expected shape (N, C, H, W), only N may be 0, got {tuple(features.shape)}")
 
 
-def _check_steps(dilation: int, stride: int) -> None:
+def check_steps(dilation: int, stride: int) -> None:
     for name, value in (("dilation", dilation), ("stride", stride)):
         if value < 1:
             raise RuntimeError(f"{name}: expected at least 1, got {value}")
@@ -343,22 +343,22 @@ def _check(
     Raises:
         RuntimeError: with the library's text.
     """
-    _check_features(features, combine)
+    check_features(features, combine)
     if channel_filter.dim() != 4 or channel_filter.shape[2] % 2 == 0 or channel_filter.shape[2] > MAX_KERNEL_SIZE:
         raise RuntimeError(
             f"channel_filter: expected shape (N, C, k, k) with an odd k of at most {MAX_KERNEL_SIZE}, "
             f"got {tuple(channel_filter.shape)}"
         )
-    _check_steps(dilation, stride)
+    check_steps(dilation, stride)
     n, c, h, w = features.shape
     k = channel_filter.shape[2]
     ho, wo = (h - 1) // stride + 1, (w - 1) // stride + 1
-    _check_like("channel_filter", channel_filter, (n, c, k, k), "(N, C, k, k)", features)
-    _check_like("spatial_filter", spatial_filter, (n, k * k, ho, wo), "(N, k*k, Ho, Wo)", features)
+    check_like("channel_filter", channel_filter, (n, c, k, k), "(N, C, k, k)", features)
+    check_like("spatial_filter", spatial_filter, (n, k * k, ho, wo), "(N, k*k, Ho, Wo)", features)
     return n, c, ho, wo
 
 
-def _check_like(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str, features: Tensor) -> None:
+def check_like(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str, features: Tensor) -> None:
     if tuple(tensor.shape) != expected:
         raise RuntimeError(f"{name}: expected shape {expected}, {meaning}, got {tuple(tensor.shape)}")
     for what in ("dtype", "device"):
@@ -369,7 +369,7 @@ def _check_like(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: s
             )
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     tensors, ctx.settings = inputs[:3], inputs[3:]
     ctx.save_for_backward(*tensors)
 
@@ -387,7 +387,7 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:  # a setup_context of its own would cost 20 us
         with _below_autograd():
             output = cast(Tensor, torch.ops.ddf.forward.default(*arguments))
-        _keep_inputs(ctx, arguments, output)
+        keep_inputs(ctx, arguments, output)
         return output
 
     @staticmethod
@@ -411,22 +411,22 @@ def _differentiate_fused(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *(g if wants else None for g, wants in zip(gradients, wanted, strict=True)), *(None for _ in ctx.settings)
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
+def refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("second derivatives of ddf are not implemented")
 
 
 def _autocast(kind: str, *args: Any) -> Tensor:
     """Casts as a convolution under autocast does, float64 excepted; the sum is still taken in float32."""
     with torch.autocast(kind, enabled=False):
-        return torch.ops.ddf.forward(*_cast_tensors(kind, args))
+        return torch.ops.ddf.forward(*cast_tensors(kind, args))
 
 
 def _autocast_fused(kind: str, *args: Any) -> Tensor:
     with torch.autocast(kind, enabled=False):
-        return torch.ops.ddf.fused_forward(*_cast_tensors(kind, args))
+        return torch.ops.ddf.fused_forward(*cast_tensors(kind, args))
 
 
-def _cast_tensors(kind: str, args: tuple[Any, ...]) -> list[Any]:
+def cast_tensors(kind: str, args: tuple[Any, ...]) -> list[Any]:
     dtype = torch.get_autocast_dtype(kind)
 
     def narrows(value: Any) -> bool:

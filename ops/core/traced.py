@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import native
+from . import native, native_up
 
 
 def _missing(device: str) -> str:
@@ -14,3 +14,10 @@ def _missing(device: str) -> str:
 
 
 missing: Callable[[str], str] = torch.compiler.assume_constant_result(_missing)
+
+
+def _missing_up(device: str) -> str:
+    return native_up.find_missing(device)
+
+
+missing_up: Callable[[str], str] = torch.compiler.assume_constant_result(_missing_up)

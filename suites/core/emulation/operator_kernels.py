@@ -1,4 +1,4 @@
-"""The DDF operator's CUDA kernels, called with tensors of the CPU."""
+"""The CUDA kernels of the DDF operator and of the upsampling one, called with tensors of the CPU."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from . import CSRC, EmulationError, compile_kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SOURCES", "Kernels", "ModuleParams", "Params", "View"]
+__all__ = ["SOURCES", "UP_SOURCES", "Kernels", "ModuleParams", "Params", "UpKernels", "UpParams", "View"]
 
 SOURCES = tuple(sorted((CSRC / "ddf").rglob("*.cu")))
+UP_SOURCES = tuple(sorted((CSRC / "ddf_up").rglob("*.cu")))
 
 DTYPES = ("torch.float32", "torch.float64", "torch.float16", "torch.bfloat16")
 
@@ -58,6 +59,12 @@ class ModuleParams(ctypes.Structure):
     )
 
 
+class UpParams(Params):
+    """As in csrc/ddf_up/up.h."""
+
+    _fields_ = (("scale", ctypes.c_int64),)
+
+
 class Kernels:
     """The operator's kernels in one library.
 
@@ -66,8 +73,10 @@ class Kernels:
         path: the library, if it is built already.
     """
 
+    sources: ClassVar[tuple[Path, ...]] = SOURCES
+
     def __init__(self, kind: str, path: Path | None = None) -> None:
-        self.path = path or compile_kernels(SOURCES, kind)
+        self.path = path or compile_kernels(self.sources, kind)
         self.library = ctypes.CDLL(str(self.path))
         self._error_string = self.library._ZN3ddf17cuda_error_stringEi
         self._error_string.restype = ctypes.c_char_p
@@ -218,10 +227,56 @@ class Kernels:
             raise EmulationError(self._error_string(error).decode())
 
     def status(self, entry: str, params: Params, kernel: str | None = None) -> int:
-        """The cudaError_t of a function of csrc/ddf/ddf.h that takes (params, device, stream), after the name of a
+        """The cudaError_t of a function of csrc that takes (params, device, stream), after the name of a
         kernel where one is given."""
-        function = getattr(
-            self.library, f"_ZN3ddf{len(entry)}{entry}E{'' if kernel is None else 'PKc'}RKNS_6ParamsEiPv"
-        )
+        kind = type(params).__name__
+        arguments = f"{'' if kernel is None else 'PKc'}RKNS_{len(kind)}{kind}EiPv"
+        function = getattr(self.library, f"_ZN3ddf{len(entry)}{entry}E{arguments}")
         name = [] if kernel is None else [kernel.encode()]
         return int(function(*name, ctypes.byref(params), 0, None))
+
+
+class UpKernels(Kernels):
+    """The upsampling operator's kernels in one library."""
+
+    sources = UP_SOURCES
+
+    def upsample(
+        self,
+        features: Tensor,
+        channel: Tensor,
+        spatial: Tensor,
+        out: Tensor,
+        *,
+        dilation: int = 1,
+        combine: str = "mul",
+    ) -> None:
+        """Computes `out`, whose size tells the scale; raises as `forward`."""
+        self.call("cuda_up_forward", self.up_params(features, channel, spatial, out, dilation, combine))
+
+    def upsample_backward(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        channel: Tensor,
+        spatial: Tensor,
+        gradients: tuple[Tensor | None, Tensor | None, Tensor | None],
+        *,
+        dilation: int = 1,
+        combine: str = "mul",
+    ) -> None:
+        """Computes the gradients of features, channel and spatial filter that are wanted; raises as `forward`."""
+        p = self.up_params(features, channel, spatial, grad, dilation, combine)
+        p.grad_features, p.grad_channel, p.grad_spatial = map(View.of, gradients)
+        self.call("cuda_up_backward", p)
+
+    @classmethod
+    def up_params(
+        cls, features: Tensor, channel: Tensor, spatial: Tensor, out: Tensor, dilation: int, combine: str
+    ) -> UpParams:
+        """What the functions of csrc/ddf_up/up.h are told; `out` is the gradient of the output on the way back."""
+        shared = cls.params(features, channel, spatial, out, 1, dilation, combine)
+        p = UpParams.from_buffer_copy(bytes(shared) + bytes(ctypes.sizeof(UpParams) - ctypes.sizeof(shared)))
+        p.out_height, p.out_width = features.shape[2:]
+        p.scale = out.shape[2] // features.shape[2]
+        return p
