@@ -185,8 +185,8 @@ def _check_out(out: Tensor, features: Tensor, size: tuple[int, ...]) -> None:
     if out.device != features.device:
         raise ValueError(f"out: expected to be on {features.device} as the features, got {out.device}")
     _check_shape("out", out, (*features.shape[:2], *size))
-    for dimension, (size, step) in enumerate(zip(out.shape, out.stride(), strict=True)):
-        if size > 1 and step == 0:
+    for dimension, (extent, step) in enumerate(zip(out.shape, out.stride(), strict=True)):
+        if extent > 1 and step == 0:
             raise ValueError(f"out: expected a place for each element, got stride 0 in dimension {dimension}")
 
 

@@ -54,13 +54,17 @@ def test_every_cuda_source_compiles_by_itself_for_every_architecture(source: Pat
 
 @needs_nvcc
 @pytest.mark.slow
-def test_a_library_with_cuda_kernels_loads_beside_this_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("op", "entry", "branches"), [("ddf", "forward", 1), ("ddf_up", "up_forward", 4)])
+def test_a_library_with_cuda_kernels_loads_beside_this_torch(
+    op: str, entry: str, branches: int, tmp_path: Path
+) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from ops.core import build;"
-        "library = build.build('ddf', arches=('90',), cache=Path(sys.argv[1]));"
+        f"library = build.build('{op}', arches=('90',), cache=Path(sys.argv[1]));"
         "torch.ops.load_library(str(library.path));"
-        "ones = torch.ones(1, 2, 3, 3);"
-        "print(torch.ops.ddf.forward(ones, ones, torch.ones(1, 9, 3, 3), 1, 1, 'mul')[0, 0, 1, 1].item())"
+        f"ones = torch.ones(1, 2, 3, 3), torch.ones(1, 2 * {branches}, 3, 3), torch.ones(1, 9 * {branches}, 3, 3);"
+        f"step = round({branches} ** 0.5);"
+        f"print(torch.ops.ddf.{entry}(*ones, step, 1, 'mul')[0, 0, step, step].item())"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     assert run(command, NVCC_APPEND_FLAGS="-Werror=all-warnings") == "9.0\n"
@@ -68,7 +72,7 @@ def test_a_library_with_cuda_kernels_loads_beside_this_torch(tmp_path: Path) -> 
 
 # ------------------------------------------------------------------------------------- CPU kernels, built in other ways
 
-FILES = ("tests/test_native.py", "tests/test_native_fused.py", "tests/test_searches.py")
+FILES = [f"tests/test_{name}.py" for name in ("native", "native_fused", "native_up", "searches")]
 VALUES = (
     "output_matches or gradients_match or edges or every_kernel or 16_bit or padding or empty or asked or threads"
     " or without_spread"

@@ -59,7 +59,7 @@ def test_outputs_and_gradients(cuda_on_cpu: type[OnCpu], up: Up, dtype: torch.dt
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last])
-@pytest.mark.parametrize("shape", [(1, 33, 7, 8), (1, 5, 3, 65), (1, 70, 1, 1), (2, 1, 40, 1), (0, 3, 4, 4)])
+@pytest.mark.parametrize("shape", [(1, 33, 7, 8), (1, 5, 3, 65), (1, 70, 1, 1), (2, 1, 40, 1)])
 def test_tails(cuda_on_cpu: type[OnCpu], shape: tuple[int, int, int, int], layout: Layout) -> None:
     case = cuda_on_cpu(shape, Up(), torch.float32, (layout,) * 4)
     case.check_forward()
@@ -111,8 +111,8 @@ def checked() -> tuple[type[OnCpu], emulation.Checked]:
     return on(kernels), emulation.Checked(kernels.path)
 
 
-def look(case: OnCpu, checker: emulation.Checked) -> None:
-    """Runs the kernels of a case under the checker, and shows that it changes no value."""
+def look(case: OnCpu, checker: emulation.Checked) -> bool:
+    """Runs the kernels of a case under the checker; whether every element of every result was written."""
     features, channel, spatial, grad = case.tensors
     gradients = tuple(torch.full_like(t, torch.nan) for t in (features, channel, spatial))
     out = torch.full_like(grad, torch.nan)
@@ -121,7 +121,7 @@ def look(case: OnCpu, checker: emulation.Checked) -> None:
     with checker.watch(dict(zip(names, (*case.tensors, out, *gradients), strict=True))):
         case.kernels.upsample(features, channel, spatial, out, **options)
         case.kernels.upsample_backward(grad, features, channel, spatial, gradients, **options)
-    assert not any(t.isnan().any() for t in (out, *gradients))
+    return not any(t.isnan().any() for t in (out, *gradients))
 
 
 @pytest.mark.parametrize("layout", [contiguous, channels_last, misaligned])
@@ -131,7 +131,7 @@ def test_checker_finds_no_race(
 ) -> None:
     cuda_on_cpu, checker = checked
     for up in (Up(), Up(3, 2, "add", 5)):
-        look(cuda_on_cpu((1, 5, 5, 6), up, dtype, (layout,) * 4), checker)
+        assert look(cuda_on_cpu((1, 5, 5, 6), up, dtype, (layout,) * 4), checker)
         assert not checker.races()
 
 
@@ -148,6 +148,6 @@ def test_checker_finds_the_race_of_the_sum_without_its_barriers(
 def test_checker_sees_outputs_written_once(checked: tuple[type[OnCpu], emulation.Checked]) -> None:
     """Every sector of the output is written by whole requests, and by one block."""
     cuda_on_cpu, checker = checked
-    look(cuda_on_cpu((1, 4, 8, 32), Up(), torch.float32), checker)
+    assert look(cuda_on_cpu((1, 4, 8, 32), Up(), torch.float32), checker)
     (out,) = (t for t in checker.traffic() if t.direction == "write" and t.buffer == "out")
     assert out.requested == out.least == out.fetched == out.touched == 4 * 16 * 64 * 4 // 32

@@ -1,6 +1,6 @@
 """Searches by hypothesis, in a file of their own: a machine without hypothesis still runs all other tests.
 
-The native operator and the drop-in `ddf` against float64 loops, and every op's reference against its definition.
+The native operators and the drop-in `ddf` against float64 loops, and every op's reference against its definition.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ddf_package import by_loops, operands
 from test_native import DTYPES, LAYOUTS, Case
+from test_native_up import Up, UpCase
 from test_ops import NAMES, NEIGHBOURS, OPS, build
 
 from ops import Point
-from ops.core import native
+from ops.core import native, native_up
 from ops.ddf import ddf
 
 EXAMPLES = int(os.environ.get("DDF_EXAMPLES", "300"))  # of each search of the native operator; fewer where each is slow
@@ -58,6 +59,36 @@ def test_output_matches_loops(case: Case) -> None:
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(cases())
 def test_gradients_match_loops(case: Case) -> None:
+    case.check_backward()
+
+
+@pytest.fixture(scope="module")
+def built_up() -> None:
+    native_up.load()
+
+
+@st.composite
+def up_cases(draw: st.DrawFn) -> UpCase:
+    k, scale = draw(st.sampled_from((1, 3, 3, 5, 7))), draw(st.integers(1, 6))
+    sizes = st.integers(1, 40 if k * scale < 8 else 6)
+    shape = (draw(st.integers(0, 2)), draw(st.sampled_from((1, 2, 5, 16, 37))), draw(st.integers(1, 6)), draw(sizes))
+    up = Up(scale, draw(st.integers(1, 4)), draw(st.sampled_from(("mul", "add"))), k)
+    layouts = [draw(st.sampled_from(LAYOUTS)) for _ in range(4)]
+    special = draw(st.sampled_from(((), (), (torch.nan,), (torch.inf, -torch.inf)))) if shape[0] else ()
+    return UpCase(shape, up, draw(st.sampled_from(DTYPES)), layouts, special)
+
+
+@pytest.mark.usefixtures("built_up")
+@settings(max_examples=EXAMPLES // 6, deadline=None)
+@given(up_cases())
+def test_upsampled_output_matches_loops(case: UpCase) -> None:
+    case.check_forward()
+
+
+@pytest.mark.usefixtures("built_up")
+@settings(max_examples=EXAMPLES // 6, deadline=None)
+@given(up_cases())
+def test_upsampled_gradients_match_loops(case: UpCase) -> None:
     case.check_backward()
 
 

@@ -305,10 +305,13 @@ void line(int64_t taps, const A* spatial, const A* numbers, const A* source, con
         }
       }
     } else {
-      A last[S * kLanes<A>];
+      int64_t left = rest * S;
       DDF_UNROLL
-      for (int v = 0; v < S; ++v) store(last + v * kLanes<A>, interleaved<A, S>(sums, v));
-      memcpy(out, last, static_cast<size_t>(rest * S) * sizeof(A));
+      for (int v = 0; v < S; ++v, left -= kLanes<A>) {
+        const auto lanes = most(0, least(left, kLanes<A>));
+        store_lanes(out + v * kLanes<A>, static_cast<LaneBits>((1u << lanes) - 1),
+                    interleaved<A, S>(sums, v));
+      }
     }
   }
 }
