@@ -8,15 +8,11 @@ namespace ddf {
 namespace {
 
 const up::Kernels& kernels() {
-#ifdef __x86_64__
-  switch (widest()) {
-    case InstructionSet::avx512:
-      return up::kernels_avx512;
-    case InstructionSet::avx2:
-      return up::kernels_avx2;
-    case InstructionSet::baseline:
-      break;
-  }
+#ifdef HAS_KERNELS_avx512
+  if (has_avx512()) return up::kernels_avx512;
+#endif
+#ifdef HAS_KERNELS_avx2
+  if (has_avx2()) return up::kernels_avx2;
 #endif
   return up::kernels_baseline;
 }

@@ -15,9 +15,7 @@ struct Kernels {
 };
 
 extern const Kernels kernels_baseline;
-#ifdef __x86_64__
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
-#endif
 
 }  // namespace ddf::up
