@@ -1,7 +1,7 @@
 """The native operator: loads its library, and registers with torch what the library leaves to Python.
 
-The library defines `ddf::forward`, `ddf::forward_out` and `ddf::backward`, and for the whole module `ddf::fused_forward`
-and `ddf::fused_backward`, with their CPU and CUDA kernels. This module adds the fake kernels that
+The library defines `ddf::forward`, `ddf::forward_out` and `ddf::backward`, and for the whole module
+`ddf::fused_forward` and `ddf::fused_backward`, with their CPU and CUDA kernels. This module adds the fake kernels that
 torch.compile and torch.export trace with, autograd, autocast, and the FLOP formulas.
 """
 
