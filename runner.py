@@ -234,8 +234,11 @@ def measure(
     chosen = {name: suite for name, suite in suites().items() if name in selection.suites}
     with executor(selection, chosen) as where:
         plans = where.plan(tell_step)
+        left_open = False
         if resumed:
-            directories = still_there(models.reopen(path), plans)
+            begun = models.reopen(path)
+            directories = still_there(begun, plans)
+            left_open = any("finished" not in begun[model].environment for model in begun.keys() - directories.keys())
         else:
             head = describe_run(path.name, arguments, selection, ROOT, VERSION) | ({"track": track} if track else {})
             directories = models.create(path, head, {model: where.environment(model) for model in plans})
@@ -267,7 +270,7 @@ def measure(
             directory.update_environment({**directory.environment, "finished": now})
     code = tell(path)
     tracked(track, path)
-    return code
+    return FAILED if left_open else code
 
 
 def still_there(directories: dict[str, RunDirectory], plans: Collection[str]) -> dict[str, RunDirectory]:

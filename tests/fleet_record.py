@@ -1,14 +1,16 @@
-"""What a run on a Ray cluster costs its driver: 10,000 cases of a suite that does nothing, on three nodes on loopback.
+"""What a run of 10,000 cases costs: of a suite that does nothing, on three nodes of a Ray cluster on loopback.
 
-    python tests/fleet_record.py [CASES]
+    python tests/fleet_record.py [CASES] [--workers] [--local]
 
 Every case is one that needs more memory than there is, by formula: its node settles it without a worker, so that what
-takes time is the run itself: planning, Ray, and a record on disk for each case before the next one of its device.
+takes time is the run itself: planning, Ray, and a record on disk for each case before the next one of its device. With
+`--workers` each is begun in a worker of its own, as every case is that is measured; with `--local` there is no Ray.
 Prints the seconds, the processor time of the driver, and its memory as records come in.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -16,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,14 +57,14 @@ def driver_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def take(tree: Path, address: str, cases: int) -> dict[str, object]:
+def take(tree: Path, cases: int, batch: int, executor: Sequence[str]) -> dict[str, object]:
     """Runs the cases, looking at the driver all the while."""
-    options = ("--suite", "noop", "--op", "dwconv", "--device", "cpu", "--batch", str(10**9), "--resolution", "7")
+    options = ("--suite", "noop", "--op", "dwconv", "--device", "cpu", "--batch", str(batch), "--resolution", "7")
     channels = ",".join(map(str, range(1, cases + 1)))
     command = [sys.executable, "runner.py", *options, "--channels", channels, "--output", "out"]
     began = time.monotonic()
     driver = subprocess.Popen(
-        [*command, "--executor", "ray", "--ray-address", address],
+        [*command, *executor],
         cwd=tree,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -84,28 +88,39 @@ def take(tree: Path, address: str, cases: int) -> dict[str, object]:
     }
 
 
-def main(arguments: list[str]) -> int:
+@contextmanager
+def cluster(folder: Path) -> Iterator[str]:
+    """The address of the nodes, for as long as they are needed."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    folder = Path(tempfile.mkdtemp(prefix="ddf-"))
     plain = {"num_cpus": 0, "object_store_memory": 80_000_000}
-    cluster = Cluster(
-        initialize_head=True, head_node_args={**plain, "include_dashboard": False, "temp_dir": str(folder / "ray")}
-    )
+    head = {**plain, "include_dashboard": False, "temp_dir": str(folder / "ray")}
+    running = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(NODES):
-            cluster.add_node(**plain, resources={"exclusive_cores": 2})
+            running.add_node(**plain, resources={"exclusive_cores": 2})
+        yield running.address
+    finally:
+        running.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a run of a suite that does nothing costs.")
+    parser.add_argument("cases", type=int, nargs="?", default=10_000)
+    parser.add_argument("--workers", action="store_true", help="begin each case in a worker of its own")
+    parser.add_argument("--local", action="store_true", help="without Ray")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="ddf-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         tree = folder / "tree"
         sources.pack(ROOT, [], tree)
         shutil.copy(ROOT / "runner.py", tree)
         (tree / "suites" / "noop.py").write_text(NOOP)
-        print(json.dumps(take(tree, cluster.address, int(arguments[0]) if arguments else 10_000), indent=2))
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-    return 0
+        where = () if options.local else ("--executor", "ray", "--ray-address", stack.enter_context(cluster(folder)))
+        print(json.dumps(take(tree, options.cases, 1 if options.workers else 10**9, where), indent=2))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

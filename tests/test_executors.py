@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from sample_runs import environment
 
 import runner
 from reports import Metric, Record, Run, devices
 from reports.core import models
 from reports.core.records import RunError, load_run
 from suites.core import sources
+from suites.core.options import selection_of
 
 FLAT = ("--suite", "params", "--op", "dwconv", "--device", "cpu", "--dry-run")
 
@@ -63,6 +66,48 @@ def test_each_of_several_models_has_a_folder(tmp_path: Path) -> None:
     assert list(models.reopen(path)) == list(parts)
     with pytest.raises(RunError, match=r"several devices: name one of .*nvidia-h100-x, .*nvidia-h100-x\.2"):
         load_run(path)
+
+
+class OneModel:
+    """An executor that has devices of the model alpha alone, and finds nothing left to measure there."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def plan(self, say: object) -> dict[str, SimpleNamespace]:
+        nothing = {"broken_records": lambda run: [], "total_forecast": lambda cases: 0.0}
+        return {"alpha": SimpleNamespace(cases=[], **nothing)}
+
+    def devices(self, model: str) -> int:
+        return 1
+
+    def nodes(self, model: str) -> dict[str, object]:
+        return {}
+
+    def keep_files(self, folder: Path) -> None:
+        pass
+
+    def measure(self, work: object, following: object) -> list[object]:
+        return []
+
+    def __enter__(self) -> OneModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("part", "code"), [({}, 4), ({"finished": "2026-01-01T00:00:00+00:00"}, 0)])
+def test_what_is_open_of_a_model_that_is_gone_is_missing(
+    part: dict[str, str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("suites.core.executors.executor", OneModel)
+    selection = selection_of(runner.run_parser().parse_args(["--suite", "params", "--device", "cpu"])).to_json()
+    head = environment() | {"run": "run", "selection": selection, "argv": ["runner.py"]}
+    del head["finished"]
+    models.create(tmp_path / "run", head, {"alpha": {"model": "alpha"}, "beta": {"model": "beta", **part}})
+    assert runner.main(["--resume", str(tmp_path / "run")]) == code
+    assert "beta: there is no such device now" in capsys.readouterr().err
 
 
 def test_sources_travel_whole_and_are_known_by_their_content(tmp_path: Path) -> None:

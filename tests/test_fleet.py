@@ -24,6 +24,7 @@ from conftest import ROOT
 
 pytest.importorskip("ray")
 
+from suites.core import sources
 from suites.core.cases import UsageError
 from suites.core.fleet import CORES, Group, Slot, given_up, model_of, moved, offered
 
@@ -33,6 +34,8 @@ SWEEP = (
 )
 #: Types of the nodes' accelerators: two devices of one model share its cases, the third has all of its own.
 TYPES = ("alpha", "alpha", "beta")
+#: What every node has.
+PLAIN = {"num_cpus": 0, "object_store_memory": 80_000_000}
 
 
 @dataclass
@@ -74,11 +77,10 @@ def cluster() -> Iterator[tuple[Any, Any]]:
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ddf-")  # short, as sockets lie in it
-    plain = {"num_cpus": 0, "object_store_memory": 80_000_000}
-    head = {**plain, "include_dashboard": False, "temp_dir": folder}
+    head = {**PLAIN, "include_dashboard": False, "temp_dir": folder}
     running = Cluster(initialize_head=True, head_node_args=head)
     try:
-        nodes = [running.add_node(**plain, resources={CORES: 2, f"accelerator_type:{name}": 1}) for name in TYPES]
+        nodes = [running.add_node(**PLAIN, resources={CORES: 2, f"accelerator_type:{name}": 1}) for name in TYPES]
         yield running, nodes[0]
     finally:
         running.shutdown()
@@ -185,6 +187,28 @@ def test_each_model_has_its_tables_and_all_are_compared(sweep: Sweep) -> None:
         assert (sweep.path / folder / "tables" / "latency.csv").is_file()
     text = (sweep.path / "devices.md").read_text()
     assert all(model in text for model in sweep.models)
+
+
+@pytest.mark.slow
+def test_a_node_with_other_sources_is_refused(cluster: tuple[Any, Any], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    sources.pack(ROOT, [], other)
+    (other / "ops" / "pac.py").write_text("# another revision\n")
+    running, _ = cluster
+    resources = {CORES: 2, "accelerator_type:foreign": 1}
+    added = running.add_node(**PLAIN, resources=resources, env_vars={"PYTHONPATH": str(other)})
+    fleet = ("--executor", "ray", "--ray-address", running.address, "--device", "cpu", "--accelerator", "foreign")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "runner.py"), *SWEEP, *fleet, "--dry-run"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    running.remove_node(added)
+    assert done.returncode == 2
+    theirs, ours = sources.revision(other), sources.revision(ROOT)
+    assert f"is left out: it has the sources {theirs}, the job is of {ours}" in done.stderr
 
 
 def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:

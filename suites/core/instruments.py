@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from suites.core.machine import affinity
+
 ROOT = Path(__file__).resolve().parents[2]
+#: Before any closure was made ready, which binds threads to cores.
+CORES = affinity()
 Call = Callable[[], Any]
 
 #: Cases, as op/impl/resolution.
@@ -90,7 +96,11 @@ def by_nvbench(call: Call, device: str) -> float:
 
 
 def by_pyperf(case: str, device: str) -> float:
-    """The median over fresh processes, each of which makes the closure ready."""
+    """The median over fresh processes, each of which makes the closure ready.
+
+    They get all cores that this process began with: it has bound itself to one since, and a process that inherits that
+    computes with one thread.
+    """
     import pyperf
 
     setup = f"from suites.core.instruments import closure; call = closure({case!r}, {device!r})"
@@ -98,7 +108,8 @@ def by_pyperf(case: str, device: str) -> float:
         file = Path(folder) / "pyperf.json"
         options = ["--processes", "5", "--values", "5", "--quiet", "--output", str(file), "--setup", setup]
         command = [sys.executable, "-m", "pyperf", "timeit", *options, "call()"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        unbound = functools.partial(os.sched_setaffinity, 0, CORES)
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, preexec_fn=unbound)
         return float(pyperf.Benchmark.load(str(file)).median())
 
 
