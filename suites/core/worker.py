@@ -112,11 +112,12 @@ class Worker:
         from suites.core.bench import Bench
 
         case = Case.from_json(request["case"])
-        bound = prepare_process(case.process, case.kind)
+        suite = suites()[case.suite]
+        bound = prepare_process(case.process, case.kind, bind=suite.timed)
         torch.set_grad_enabled(case.point.backward)
         more = {name: request[name] for name in ("clocks", "slowdown", "folder") if name in request}
         bench = Bench(case, seed=request["seed"], check=request["check"], **more)
-        begun = suites()[case.suite].begin(bench)
+        begun = suite.begin(bench)
         self.clocks = begun.clocks
         settings = {**bench.device.settings(), "bound": bound, **begun.settings}
         answer = {"metrics": [m.to_json() for m in begun.metrics], "clocks": list(self.clocks), "settings": settings}
@@ -143,8 +144,11 @@ class Worker:
         return asdict(self.clocks[request["clock"]].block(request["seconds"]))
 
 
-def prepare_process(process: Mapping[str, Any], device: str) -> bool:
+def prepare_process(process: Mapping[str, Any], device: str, bind: bool = True) -> bool:
     """Applies the values of `PROCESS_AXES` to this process, before it allocates anything.
+
+    Args:
+        bind: whether its threads are to be bound, which starts them: for nothing where nothing is timed.
 
     Returns:
         Whether its threads are bound to cores, as they are if they are to do the computing.
@@ -156,7 +160,7 @@ def prepare_process(process: Mapping[str, Any], device: str) -> bool:
     torch.set_num_threads(process["threads"])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(process["tf32"])
     torch.backends.cudnn.benchmark = True
-    if device != "cpu":
+    if device != "cpu" or not bind:
         return False
     torch.zeros(GRAIN * process["threads"]).add_(1)  # starts all threads
     return bind_threads(process["threads"])
