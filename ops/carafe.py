@@ -13,7 +13,7 @@ from . import Closure, Costs, Inputs, Op, Point
 from .core import native
 from .core.seeded import drawn, normal
 from .core.upsampling import SCALE, UP_AXES, Apply, by_taps, out_pixels, reference_by_branch, scale_of, up_costs
-from .ddf import ddf, need_native
+from .ddf import composite, ddf, need_native
 
 #: Channels that filters are predicted from, at most.
 COMPRESSED = 64
@@ -35,10 +35,15 @@ class Carafe(nn.Module):
         mid, size = min(COMPRESSED, channels), encoder_size(kernel_size)
         self.compress = nn.Conv2d(channels, mid, 1)
         self.encode = nn.Conv2d(mid, scale**2 * kernel_size**2, size, padding=size // 2)
+        self.operator, self.plain_operator = ddf, composite
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H*scale, W*scale)."""
-        return reassemble(x, self.filters(x), self.kernel_size, self.scale, ddf)
+        return reassemble(x, self.filters(x), self.kernel_size, self.scale, self.operator)
+
+    def macs(self, x: Tensor) -> dict[str, int]:
+        """The application of the filters, a product for each tap and output."""
+        return {"dynamic_filter": self.scale**2 * x.numel() * self.kernel_size**2}
 
     def filters(self, x: Tensor) -> Tensor:
         """(N, scale^2 * k*k, H, W), branch by branch."""

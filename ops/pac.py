@@ -133,6 +133,10 @@ class PacTransposed(nn.ConvTranspose2d):
         self.weight.normal_(0, (2 * self.in_channels) ** -0.5, generator=generator)
         cast(Tensor, self.bias).normal_(0, 0.1, generator=generator)
 
+    def macs(self, x: Tensor) -> dict[str, int]:
+        """Each tap of each pixel once."""
+        return {"dynamic_filter": x[0, 0].numel() * self.weight.numel()}
+
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:  # type: ignore[override]
         """(N, C, H, W) and the guide (N, G, H*scale, W*scale) -> (N, out_channels, H*scale, W*scale).
 

@@ -29,6 +29,10 @@ class Transposed(nn.ConvTranspose2d):
         self.weight.normal_(0, (self.in_channels * taps) ** -0.5, generator=generator)
         cast(Tensor, self.bias).normal_(0, 0.1, generator=generator)
 
+    def macs(self, x: Tensor) -> dict[str, int]:
+        """Each tap of each pixel once."""
+        return {"conv": x[0, 0].numel() * self.weight.numel()}
+
 
 class TransposedConv(Op):
     """out[n, o, y*scale + dy - scale//2, x*scale + dx - scale//2] += W[i, o, dy, dx] F[n, i, y, x], and a bias."""

@@ -105,12 +105,7 @@ VIEWS = (
                 drawn=suite != "sweep",
                 each=suite == "upsampling",
             ),
-            View(
-                *(suite, "params", "Parameters", "has {} parameters"),
-                by_impl=False,
-                drawn=suite != "sweep",
-                each=suite == "upsampling",
-            ),
+            View(suite, "params", "Parameters", "has {} parameters", by_impl=False, drawn=suite == "neighbours"),
             View(suite, "macs", "Multiply-accumulates of one call", "needs {}", by_impl=False, drawn=False),
         )
     ),

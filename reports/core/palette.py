@@ -12,7 +12,10 @@ from .. import Run
 from .arrange import OPS
 
 _OP_COLORS = dict(zip(OPS, ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7"), strict=True))
-_MORE_COLORS = ("#000000", "#882255", "#999933", "#332288", "#777777")
+_MORE_COLORS = (
+    *("#000000", "#882255", "#999933", "#332288", "#777777"),
+    *("#44AA99", "#AA4499", "#661100", "#6699CC", "#117733", "#DDCC77"),
+)
 
 
 class Style(NamedTuple):

@@ -37,6 +37,7 @@ class Bench:
         clocks: names of those wanted, all of the device's if None.
         slowdown: a real delay added to each call, as a part of its own time; to see what a comparison detects.
         folder: of the run, for files that a suite leaves there; empty where there is none.
+        say: passes a line on, by which the runner hears that a long case goes on.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Bench:
         clocks: Collection[str] | None = None,
         slowdown: float = 0.0,
         folder: str = "",
+        say: Callable[[str], None] = print,
     ):
         self.case = case
         self.check = check
         self.seed = seed
         self.folder = folder
+        self.say = say
         self._wanted = clocks
         self._slowdown = slowdown
         self.device: Device = open_device(case.device)

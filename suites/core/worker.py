@@ -116,7 +116,7 @@ class Worker:
         bound = prepare_process(case.process, case.kind, bind=suite.timed)
         torch.set_grad_enabled(case.point.backward)
         more = {name: request[name] for name in ("clocks", "slowdown", "folder") if name in request}
-        bench = Bench(case, seed=request["seed"], check=request["check"], **more)
+        bench = Bench(case, seed=request["seed"], check=request["check"], say=self._say, **more)
         begun = suite.begin(bench)
         self.clocks = begun.clocks
         settings = {**bench.device.settings(), "bound": bound, **begun.settings}

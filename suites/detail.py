@@ -1,0 +1,160 @@
+"""Detail: how well depth of low resolution is upsampled with an image, whose edges it shares.
+
+For each variant of `up_net`, networks that differ in what doubles rows and columns, with equally many parameters, are
+trained from each seed for as many steps on scenes drawn by code (`suites.core.scenes`), and asked for scenes that none
+has seen. Beside them stand bilinear and joint bilateral upsampling without a network, which need no training.
+
+Metrics: `rmse` (m), the root of the mean square error over the test scenes, the mean over seeds, with 95 % bounds by
+Student's t; `rmse_edges` (m), the same over pixels next to an edge of the depth; `params`. `settings.pictures` has the
+first test scene as the first seed's network sees and upsamples it, PNGs in base64.
+
+Nothing is timed. An op takes part if it makes depth of the inputs `features` and `guide`, or of the first alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ops import Axis, Inputs, Point, Skip
+from reports import Metric
+from suites import Begun, Suite
+from suites.core import scenes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from suites.core.bench import Bench
+
+#: Pixels along a side of a training and of a test scene; scenes in a step and of the test.
+CROP, SIZE = 64, 128
+BATCH, TESTS = 4, 16
+RATE = 3e-3
+#: Seeds of test scenes, which no training draws.
+TEST_SEED = 1_000_000
+#: Standard deviation, of colours between 0 and 1, by which joint bilateral upsampling compares them.
+SIGMA_COLOUR = 0.1
+
+
+class Detail(Suite):
+    name = "detail"
+    order = 85
+    help = "joint depth upsampling by networks of equal size and steps: error and pictures; trains them"
+    default = False
+    axes = ("kernel_size",)
+    ops = ("bilinear", "joint_bilateral", "up_net")
+    extra_axes = (
+        Axis("steps", 300, "steps of training"),
+        Axis("seeds", 4, "networks trained, from other seeds, for the interval", minimum=2),
+    )
+    own_values: ClassVar = {"variant": None, "scale": (8,), "kernel_size": (5,), "guide_channels": (3,)}
+    per_impl = False
+
+    def variations(self, preset: str) -> Sequence[Mapping[str, Any]]:
+        if preset == "quick":
+            return ({},)
+        return tuple({"steps": 5000, "seeds": 5, "scale": scale} for scale in (4, 8, 16))
+
+    def begin(self, bench: Bench) -> Begun:
+        import torch
+
+        case = bench.case.point
+        scale = int(case.extra["scale"])
+        generator = torch.Generator().manual_seed(TEST_SEED + bench.seed)
+        truth, images = scenes.draw_scenes(TESTS, SIZE, generator)
+        low, edges = scenes.lowered(truth, scale), near_edges(truth)
+        found: list[Tensor] = []
+        for seed in range(int(case.extra["seeds"])):
+            bench.say(f"{case.extra.get('variant', bench.case.op)}: seed {seed + 1}")
+            upsample = trained(bench, seed)
+            with torch.no_grad():
+                found.append(torch.cat([upsample(low[i : i + 4], images[i : i + 4]) for i in range(0, TESTS, 4)]))
+            if not learns(bench):
+                break
+        metrics = [
+            over_seeds(name, [float((out - truth)[mask].square().mean().sqrt()) for out in found])
+            for name, mask in (("rmse", torch.ones_like(edges)), ("rmse_edges", edges))
+        ]
+        params = sum(bench.op.costs(point_of(case, 1, SIZE)).params.values())
+        metrics.append(Metric("params", "1", params, better="less"))
+        shown = {"guide": images[0], "low": low[0], "out": found[0][0], "truth": truth[0]}
+        return Begun(metrics, settings={"pictures": {name: png(image) for name, image in shown.items()}})
+
+
+def point_of(case: Point, batch: int, size: int) -> Point:
+    """Where the op upsamples scenes of that size; parameters have a gradient."""
+    rows = size // int(case.extra["scale"])
+    return replace(case, batch=batch, channels=1, height=rows, width=rows, direction="forward_backward")
+
+
+def learns(bench: Bench) -> bool:
+    return bool(bench.op.costs(point_of(bench.case.point, 1, SIZE)).params)
+
+
+def trained(bench: Bench, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """What upsamples depths with images after `steps` steps of Adam from that seed, on other scenes in each step."""
+    import torch
+
+    case, op = bench.case.point, bench.op
+    generator = torch.Generator().manual_seed(bench.seed + seed)
+    module = op.build(point_of(case, 1, CROP), torch.device("cpu"), generator).module
+
+    def upsample(low: Tensor, images: Tensor) -> Tensor:
+        inputs = Inputs({"features": low, "guide": images if learns(bench) else images / SIGMA_COLOUR}, module)
+        impls = op.impls.values()
+        point = point_of(case, len(low), images.shape[2])
+        for impl in impls:
+            try:
+                return impl.prepare(inputs, point)()
+            except Skip as skip:
+                reason = skip
+        raise reason
+
+    if module is not None and learns(bench):
+        steps = int(case.extra["steps"])
+        optimiser = torch.optim.Adam(module.parameters(), RATE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        with torch.enable_grad():
+            for _ in range(steps):
+                truth, images = scenes.draw_scenes(BATCH, CROP, generator)
+                loss = (upsample(scenes.lowered(truth, int(case.extra["scale"])), images) - truth).square().mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                schedule.step()
+    return upsample
+
+
+def near_edges(depths: Tensor) -> Tensor:
+    """Where depth jumps by a quarter of a metre or more within 5 x 5 pixels; (N, 1, H, W), booleans."""
+    from torch.nn.functional import max_pool2d
+
+    return max_pool2d(depths, 5, 1, 2) + max_pool2d(-depths, 5, 1, 2) > 0.25
+
+
+def over_seeds(name: str, values: list[float]) -> Metric:
+    """The mean, with 95 % bounds by Student's t where there are several values."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return Metric(name, "m", mean, better="less")
+    from scipy.stats import t
+
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    half = float(t.ppf(0.975, len(values) - 1)) * math.sqrt(variance / len(values))
+    return Metric(name, "m", mean, mean - half, mean + half, "less")
+
+
+def png(image: Tensor) -> str:
+    """(3, H, W) between 0 and 1, or depth (1, H, W) in metres, near things bright, as a PNG in base64."""
+    from PIL import Image
+
+    if len(image) == 1:
+        image = ((scenes.FARTHEST + 0.5 - image) / scenes.FARTHEST).expand(3, -1, -1)
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
