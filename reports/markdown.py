@@ -23,7 +23,7 @@ from .core.growth_told import FIT_HEADER, SLOPE_HEADER, fit_rows, slope_rows
 from .core.markup import code, escape, table
 from .core.operators import OPERATORS, operator_rows
 from .core.overview import overview, served
-from .core.pictures import GROWTH_PATH, Picture, drawn_growths, pictures
+from .core.pictures import DETAIL_PATH, GROWTH_PATH, Picture, drawn_growths, pictures
 from .core.roofline import SUITE, rooflines
 from .core.sections import (
     COUNTERS,
@@ -162,6 +162,9 @@ def _section(arranged: Arrangement, suite: str, drawn: list[Picture]) -> list[st
                 alt = escape(f"{picture.title}: {picture.where}")
                 parts.append(f"[![{alt}]({picture.path}.png)]({picture.path}.svg)\n")
     parts += _recommendation(arranged, suite)
+    scales = {e.record.axes["scale"] for e in arranged.suites[suite] if "pictures" in e.record.settings}
+    for drawing in map(DETAIL_PATH.format, sorted(scales)):
+        parts.append(f"[![guide, low resolution, each method, truth]({drawing}.png)]({drawing}.svg)\n")
     if suite == "complexity":
         parts += _growth(arranged.runs)
     if suite == SUITE:

@@ -109,6 +109,9 @@ VIEWS = (
             View(suite, "macs", "Multiply-accumulates of one call", "needs {}", by_impl=False, drawn=False),
         )
     ),
+    View("detail", "rmse", "Root of the mean square error of depth", "errs by {}"),
+    View("detail", "rmse_edges", "The same next to edges of the depth", "errs by {}", drawn=False),
+    View("detail", "params", "Parameters", "has {} parameters", drawn=False),
     View("profile", "roof_fraction", "Share of the roof that binds", "reaches {}", drawn=False),
     View("profile", "operators", "Operators of one call", "runs {} operators", drawn=False),
     View("profile", "operator_bytes", "Bytes that the operators of one call read and write", "moves {}", drawn=False),

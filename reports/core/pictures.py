@@ -15,6 +15,8 @@ from .growth import Growth, growths
 MOST_PICTURES = 5
 #: Of the picture of slopes, without suffix.
 GROWTH_PATH = "plots/complexity-growth"
+#: The same of the rows of the suite `detail`, by scale.
+DETAIL_PATH = "plots/detail-scale{}"
 #: What a metric is drawn against: the first of these that takes several values, else bars.
 _X_AXES = ("resolution", "channels", "kernel_size", "batch", "threads")
 #: The same of a view that is drawn against each.

@@ -1,6 +1,6 @@
 """Depth scenes drawn by code, and their images: things of plain shapes before a wall, some of them striped.
 
-Every edge of the depth is one of the image, but not the other way round: stripes and shadings have no depth of their own.
+Every edge of the depth is one of the image, not the other way round: stripes and shadings have no depth of their own.
 """
 
 from __future__ import annotations
