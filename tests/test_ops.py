@@ -19,7 +19,7 @@ import ops
 from ops import Inputs, Op, Point, Skip
 
 #: Whole networks have tests of their own.
-FILES = [path for path in ops.op_files() if path.stem != "networks"]
+FILES = [path for path in ops.op_files() if path.stem not in ("networks", "up_networks")]
 OPS: dict[str, Op] = {name: op for path in FILES for name, op in ops.load(path).items()}
 IMPLS = [(op, impl) for op in OPS.values() for impl in op.impls.values()]
 NAMES = ["conv", "dwconv", "dyfilter", "dyfilter_dw", "ddf_op", "ddf"]
