@@ -20,8 +20,8 @@ ORDER = 21
 #: Inches of one picture, and of what stands above it.
 _SIDE, _ABOVE = 1.3, 0.42
 _DPI = 150
-#: Pictures in one line of the row.
-_MOST = 6
+#: Pictures in one line of the row, at most.
+_MOST = 7
 
 
 def serialize(runs: list[Run]) -> dict[str, str | bytes]:
@@ -51,10 +51,11 @@ def _row(runs: list[Run], scale: int) -> dict[str, str | bytes]:
         panels.append((f"{name}\n{quantity('rmse', 'm', _error(record))}", record.settings["pictures"]["out"]))
     panels.append(("truth", first["truth"]))
     lines = -(-len(panels) // _MOST)
+    columns = -(-len(panels) // lines)
     with matplotlib.rc_context({"svg.hashsalt": "ddfbench", "font.family": "DejaVu Sans", "font.size": 8}):
-        figure = Figure(figsize=(_MOST * (_SIDE + 0.08), lines * (_SIDE + _ABOVE)))
+        figure = Figure(figsize=(columns * (_SIDE + 0.08), lines * (_SIDE + _ABOVE)))
         for i, (title, picture) in enumerate(panels):
-            axes = figure.add_subplot(lines, _MOST, i + 1)
+            axes = figure.add_subplot(lines, columns, i + 1)
             axes.imshow(_pixels(picture), interpolation="nearest")
             axes.set_title(title, fontsize=7.5)
             axes.set_axis_off()
