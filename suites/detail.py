@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 CROP, SIZE = 64, 128
 BATCH, TESTS = 4, 16
 RATE = 3e-3
+#: Steps after which the runner hears that training goes on.
+TELLING = 50
 #: Seeds of test scenes, which no training draws.
 TEST_SEED = 1_000_000
 #: Standard deviation, of colours between 0 and 1, by which joint bilateral upsampling compares them.
@@ -71,19 +73,16 @@ class Detail(Suite):
         generator = torch.Generator().manual_seed(TEST_SEED + bench.seed)
         truth, images = scenes.draw_scenes(TESTS, SIZE, generator)
         low, edges = scenes.lowered(truth, scale), near_edges(truth)
+        params = sum(bench.op.costs(point_of(case, 1, SIZE)).params.values())
         found: list[Tensor] = []
-        for seed in range(int(case.extra["seeds"])):
-            bench.say(f"{case.extra.get('variant', bench.case.op)}: seed {seed + 1}")
+        for seed in range(int(case.extra["seeds"]) if params else 1):
             upsample = trained(bench, seed)
             with torch.no_grad():
                 found.append(torch.cat([upsample(low[i : i + 4], images[i : i + 4]) for i in range(0, TESTS, 4)]))
-            if not learns(bench):
-                break
         metrics = [
             over_seeds(name, [float((out - truth)[mask].square().mean().sqrt()) for out in found])
             for name, mask in (("rmse", torch.ones_like(edges)), ("rmse_edges", edges))
         ]
-        params = sum(bench.op.costs(point_of(case, 1, SIZE)).params.values())
         metrics.append(Metric("params", "1", params, better="less"))
         shown = {"guide": images[0], "low": low[0], "out": found[0][0], "truth": truth[0]}
         return Begun(metrics, settings={"pictures": {name: png(image) for name, image in shown.items()}})
@@ -95,10 +94,6 @@ def point_of(case: Point, batch: int, size: int) -> Point:
     return replace(case, batch=batch, channels=1, height=rows, width=rows, direction="forward_backward")
 
 
-def learns(bench: Bench) -> bool:
-    return bool(bench.op.costs(point_of(bench.case.point, 1, SIZE)).params)
-
-
 def trained(bench: Bench, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
     """What upsamples depths with images after `steps` steps of Adam from that seed, on other scenes in each step."""
     import torch
@@ -108,16 +103,18 @@ def trained(bench: Bench, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
     module = op.build(point_of(case, 1, CROP), torch.device("cpu"), generator).module
 
     def upsample(low: Tensor, images: Tensor) -> Tensor:
-        guide = images if learns(bench) else images / SIGMA_COLOUR
+        guide = images / SIGMA_COLOUR if module is None else images
         inputs = Inputs({"features": low, "guide": guide}, module)
         return op.impls[bench.case.impl].prepare(inputs, point_of(case, len(low), images.shape[2]))()
 
-    if module is not None and learns(bench):
+    if module is not None:
         steps = int(case.extra["steps"])
         optimiser = torch.optim.Adam(module.parameters(), RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
         with torch.enable_grad():
-            for _ in range(steps):
+            for step in range(steps):
+                if step % TELLING == 0:
+                    bench.say(f"{bench.case.id}: seed {seed}, step {step}")
                 truth, images = scenes.draw_scenes(BATCH, CROP, generator)
                 loss = (upsample(scenes.lowered(truth, int(case.extra["scale"])), images) - truth).square().mean()
                 optimiser.zero_grad()
