@@ -23,6 +23,7 @@ from simulate_history import alarms as alarm_rate
 from simulate_history import found as hit_rate
 
 from reports import Metric, Record
+from reports.core import change_points as change_point_rules
 from reports.core import history_index, history_page
 from reports.core.change_points import change_points
 from reports.core.history import History, look
@@ -341,12 +342,17 @@ def test_a_slow_down_that_was_mended_is_two_changes_and_one_odd_run_none() -> No
     assert change_points(np.repeat([1.0, 1.02], 15), 0.03, 0.05) == [], "below the floor"
 
 
-def test_without_ruptures_the_numbers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ruptures", None)
-    history = shown(history_of(tmp_path, stepped(12, 6)))
-    assert not history.changes
-    assert "`pip install ruptures`" in terminal(history)
-    assert "No change" not in terminal(history)
+@pytest.mark.parametrize("commits", [4, 5, 30, 120])
+def test_places_are_proposed_as_by_ruptures(commits: int) -> None:
+    import ruptures
+
+    draw = np.random.default_rng(commits)
+    for _ in range(30):
+        pieces = np.repeat(draw.normal(0, 0.1, 6), 20)[:commits] if commits > 30 else np.zeros(commits)
+        logs = pieces + draw.normal(0, 0.03, commits)
+        penalty = 2 * change_point_rules.PENALTY * np.log(commits) * 0.03**2
+        search = ruptures.KernelCPD(kernel="linear", min_size=change_point_rules.FEWEST).fit(logs[:, None])
+        assert change_point_rules._proposed(logs, 0.03) == search.predict(pen=penalty)[:-1]
 
 
 # what is told

@@ -101,14 +101,12 @@ class History:
         index: the file they are from.
         level: of the error over all series: so often one that did not move is said to have.
         floor: the smallest effect that is called one, relative.
-        looked: whether changes were looked for: they need the package ruptures.
     """
 
     index: str
     series: list[Series]
     level: float = LEVEL
     floor: float = FLOOR
-    looked: bool = True
 
     @property
     def changes(self) -> list[tuple[Series, Change]]:
@@ -129,13 +127,10 @@ def look(index: str, series: list[Series], level: float = LEVEL, floor: float = 
     """Finds the changes of series; each test is held to its part of the level (Bonferroni)."""
     history = History(index, series, level, floor)
     tested = [s for s in series if not s.exact]
-    try:
-        for one in series:
-            values = [point.value for point in one.points]
-            found = _stepped(values) if one.exact else change_points(values, floor, level / len(tested))
-            one.changes = [_change(one, f, len(tested)) for f in found]
-    except ImportError:
-        history.looked = False
+    for one in series:
+        values = [point.value for point in one.points]
+        found = _stepped(values) if one.exact else change_points(values, floor, level / len(tested))
+        one.changes = [_change(one, f, len(tested)) for f in found]
     return history
 
 

@@ -82,8 +82,6 @@ def answer(history: History) -> str:
     """What was found, in a sentence."""
     measured = {(point.revision, point.dirty) for series in history.series for point in series.points}
     found = f"{len(history.changes)} change{'s' * (len(history.changes) != 1)}" if history.changes else "No change"
-    if not history.looked:
-        found = "Changes were not looked for (`pip install ruptures` brings what that needs)"
     count = len(history.series)
     return (
         f"{found} in {count} {'series' if count != 1 else 'metric of one case'} over {len(measured)} "
