@@ -168,6 +168,7 @@ def test_rebuilding_takes_what_is_on_disk(tmp_path: Path) -> None:
         (b"not a database, but more than a hundred bytes" * 9, "is no index of a history, or corrupt"),
         (b"", "is no index of a history, or corrupt"),
         ("newer", "was written by a newer version"),
+        ("older", "was written by an older version .* `runner.py history rebuild` makes it anew"),
         ("foreign", "is a database of something else"),
         ("garbled", "is corrupt"),
         ("truncated", "is corrupt"),
@@ -188,8 +189,8 @@ def test_a_file_that_is_no_index_is_refused_and_left_as_it_is(tmp_path: Path, co
 
 def spoil(path: Path, how: str) -> None:
     data = bytearray(path.read_bytes())
-    if how == "newer":
-        data[60:64] = struct.pack(">I", history_index.VERSION + 1)
+    if how in ("newer", "older"):
+        data[60:64] = struct.pack(">I", history_index.VERSION + (1 if how == "newer" else -1))
     elif how == "foreign":
         data[68:72] = struct.pack(">I", 7)
     elif how == "garbled":

@@ -30,7 +30,8 @@ from .pairs import time_of
 from .records import ENVIRONMENT, RECORDS, RunError, load_run, within
 from .tables import metric_status
 
-VERSION = 1
+#: Raised with the tables, and with what their numbers mean: 2 takes ratios of fastest processes, no longer of medians.
+VERSION = 2
 #: Marks the file as an index: "ddfb".
 APPLICATION = 0x64646662
 #: Seconds to wait for other writers.
@@ -474,6 +475,8 @@ def _check_header(path: Path) -> None:
         raise RunError(f"{path} is a database of something else; --index names another file")
     if version > VERSION:
         raise RunError(f"{path} was written by a newer version (index {version}, this one reads {VERSION})")
+    if version < VERSION:
+        raise RunError(f"{path} was written by an older version (index {version}, not {VERSION}); {_REMEDY}")
 
 
 _REMEDY = "move it away, and `runner.py history rebuild` makes it anew from the runs"
