@@ -8,6 +8,7 @@ upsampling of the depth.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -182,14 +183,11 @@ def up_net(scale: int, variant: str) -> UpNet:
 def equal_channels(scale: int, variant: str) -> int:
     """The most channels with which a variant has no more parameters than DDFUpNet."""
 
-    def size(network: UpNet) -> int:
-        return sum(parameter.numel() for parameter in network.parameters())
+    def size(variant: str, channels: int) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in UpNet(scale, variant, channels).parameters())
 
-    with torch.device("meta"):
-        most, channels = size(DDFUpNet(scale)), 1
-        while size(UpNet(scale, variant, channels + 1)) <= most:
-            channels += 1
-    return channels
+    return bisect_right(range(1, 4 * CHANNELS), size("ddf_up", CHANNELS), key=lambda channels: size(variant, channels))
 
 
 class JointUpsampling(Op):
