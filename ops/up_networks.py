@@ -36,14 +36,17 @@ CHANNELS = 16
 
 
 class _Step(nn.Module):
-    """Doubles rows and columns of x (N, C, H, W), guided by features of the image, (N, C, H, W) and twice as large."""
+    """Doubles rows and columns of x (N, C, H, W), guided by features of the image."""
 
-    def forward(self, x: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
+    #: Whether the guide has the resolution of the output, instead of that of x.
+    fine = False
+
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class _DDFUp(_Step):
-    """DDF-Up, its spatial filters from the guide at the resolution of x."""
+    """DDF-Up, its spatial filters from the guide."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -59,8 +62,8 @@ class _DDFUp(_Step):
             if isinstance(part, FilterNorm) and isinstance(part.std, Tensor):
                 part.std.normal_(0, part.scale, generator=generator)
 
-    def forward(self, x: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
-        return cast(Tensor, self.operator(self.pack, x, coarse))
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        return cast(Tensor, self.operator(self.pack, x, guide))
 
 
 def _by_branches(pack: DDFUpPack, x: Tensor, guide: Tensor) -> Tensor:
@@ -71,18 +74,22 @@ def _by_branches(pack: DDFUpPack, x: Tensor, guide: Tensor) -> Tensor:
 
 
 class _Pac(_Step):
-    """Transposed PAC, with the guide at the resolution of the output."""
+    """Transposed PAC."""
+
+    fine = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.pac = PacTransposed(channels, channels, 2)
 
-    def forward(self, x: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
-        return cast(Tensor, self.pac(x, fine))
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        return cast(Tensor, self.pac(x, guide))
 
 
 class _JointBilateral(_Step):
-    """Joint bilateral upsampling over 3 x 3 pixels, with the guide at the resolution of the output."""
+    """Joint bilateral upsampling over 3 x 3 pixels."""
+
+    fine = True
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,8 +98,8 @@ class _JointBilateral(_Step):
     def macs(self, x: Tensor) -> dict[str, int]:
         return {"dynamic_filter": 4 * x.numel() * 9}
 
-    def forward(self, x: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
-        return reassemble(x, bilateral_filters(fine, 2, 3), 3, 2, self.operator)
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        return reassemble(x, bilateral_filters(guide, 2, 3), 3, 2, self.operator)
 
 
 class _Joined(_Step):
@@ -103,8 +110,8 @@ class _Joined(_Step):
         self.join = nn.Conv2d(2 * channels, channels, 1)
         self.upsample = upsample
 
-    def forward(self, x: Tensor, coarse: Tensor, fine: Tensor) -> Tensor:
-        return cast(Tensor, self.upsample(self.join(torch.cat((x, coarse), 1))))
+    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
+        return cast(Tensor, self.upsample(self.join(torch.cat((x, guide), 1))))
 
 
 #: What doubles rows and columns, by the op that it is, given the channels.
@@ -139,9 +146,10 @@ class UpNet(nn.Module):
             raise ValueError(f"scale: expected a power of 2 of at least 2, got {scale}")
         self.scale = scale
         self.image = nn.Sequential(_conv(3, c), nn.ReLU(), _conv(c, c), nn.ReLU())
-        self.halve = nn.ModuleList(nn.Sequential(_conv(c, c, 2), nn.ReLU()) for _ in steps)
         self.depth = nn.Sequential(_conv(1, c), nn.ReLU(), _conv(c, c), nn.ReLU())
         self.steps = nn.ModuleList(STEPS[variant](c) for _ in steps)
+        halvings = len(steps) - any(cast(_Step, step).fine for step in self.steps)
+        self.halve = nn.ModuleList(nn.Sequential(_conv(c, c, 2), nn.ReLU()) for _ in range(halvings))
         self.mix = nn.ModuleList(nn.Conv2d(c, c, 1) for _ in steps)
         self.last = nn.Sequential(_conv(c, c), nn.ReLU(), _conv(c, 1))
 
@@ -156,8 +164,7 @@ class UpNet(nn.Module):
             guides.append(halve(guides[-1]))
         x = self.depth(depth)
         for step, mix in zip(self.steps, self.mix, strict=True):
-            coarse, fine = guides.pop(), guides[-1]
-            x = mix(step(x, coarse, fine)).relu()
+            x = mix(step(x, guides.pop())).relu()
         return cast(Tensor, x)
 
 

@@ -41,6 +41,7 @@ NOT_MACS = {
     "adaptive_avg_pool2d": "pooling is not counted",
     "avg_pool2d": "pooling is not counted",
     "upsample_bilinear2d": "interpolation is not counted",
+    "grid_sampler": "interpolation is not counted",
     "batch_norm": "normalisation is not counted",
     "layer_norm": "normalisation is not counted",
     "group_norm": "normalisation is not counted",
