@@ -96,7 +96,7 @@ def _serialize(runs: list[Run], layout: Layout) -> dict[str, str | bytes]:
             files |= {f"{roofline.path}.{kind}": _render(figure, kind, layout.dpi) for kind in layout.kinds}
         slopes = drawn_growths(runs)
         if slopes:
-            figure = _draw_growths(slopes, colors)
+            figure = _draw_growths(slopes, colors, layout)
             files |= {f"{GROWTH_PATH}.{kind}": _render(figure, kind, layout.dpi) for kind in layout.kinds}
     return files
 
@@ -167,45 +167,50 @@ def _slope(axes: Axes) -> tuple[float, float]:
     return box.height / math.log(y1 / y0), box.width / math.log(x1 / x0)
 
 
-def _draw_growths(slopes: list[Growth], colors: dict[str, str]) -> Figure:
+def _draw_growths(slopes: list[Growth], colors: dict[str, str], layout: Layout) -> Figure:
     """A panel for each quantity and variable, a row for each op: the measured slope and the closed form's."""
     from matplotlib.figure import Figure
 
     quantities, ops = list(dict.fromkeys(g.quantity for g in slopes)), list(dict.fromkeys(g.op for g in slopes))
     inside = 0.27 * len(ops) + 0.2
-    height, width = 0.75 + (inside + 0.75) * len(quantities), 8.6
-    figure = Figure(figsize=(width, height))
-    figure.text(
-        0.12 / width, 1 - 0.12 / height, "Growth: measured and claimed exponents", weight="bold", size=12, va="top"
-    )
-    legend = "filled: slope in logarithms with 95 % bounds; hollow diamond: closed form over the same points"
-    figure.text(0.12 / width, 1 - 0.38 / height, legend, size=9, color=_GREY, va="top")
+    scale, above = layout.scale, 1.05 if layout.titled else 0.4
+    height, width = above - 0.3 + (inside + 0.75) * len(quantities), 8.6
+    figure = Figure(figsize=(width * scale, height * scale))
+    if layout.titled:
+        heading = "Growth: measured and claimed exponents"
+        figure.text(0.12 / width, 1 - 0.12 / height, heading, weight="bold", size=12, va="top")
+        legend = "filled: slope in logarithms with 95 % bounds; hollow diamond: closed form over the same points"
+        figure.text(0.12 / width, 1 - 0.38 / height, legend, size=9, color=_GREY, va="top")
     for row, metric in enumerate(quantities):
         for column, along in enumerate(VARIABLES):
-            bottom = height - 1.05 - inside - row * (inside + 0.75)
+            bottom = height - above - inside - row * (inside + 0.75)
             axes = figure.add_axes(((1.1 + 2.5 * column) / width, bottom / height, 2.3 / width, inside / height))
             panel = [g for g in slopes if (g.quantity, g.along) == (metric, along)]
-            _draw_slopes(axes, panel, ops, colors)
-            axes.set_title(f"{metric} along {along}", size=9.5, loc="left")
+            _draw_slopes(axes, panel, ops, colors, scale)
+            axes.set_title(f"{metric} along {along}", size=9.5 * scale, loc="left")
             axes.set_yticks(range(len(ops)), labels=ops if column == 0 else [""] * len(ops))
     return figure
 
 
-def _draw_slopes(axes: Axes, panel: list[Growth], ops: list[str], colors: dict[str, str]) -> None:
+def _draw_slopes(axes: Axes, panel: list[Growth], ops: list[str], colors: dict[str, str], scale: float) -> None:
     for growth in panel:
         row, slope = ops.index(growth.op), growth.slope
         if slope is None:
-            axes.text(-0.4, row, "too few points above overhead", size=7.5, color=_GREY, va="center")
+            axes.text(-0.4, row, "too few points above overhead", size=7.5 * scale, color=_GREY, va="center")
             continue
         low = slope if growth.low is None else growth.low
         high = slope if growth.high is None else growth.high
         errors = [[slope - low], [high - slope]]
-        axes.errorbar([slope], [row], xerr=errors, fmt="o", color=colors[growth.op], capsize=3, markersize=5)
+        drawn: dict[str, Any] = {"color": colors[growth.op], "capsize": 3 * scale, "markersize": 5 * scale}
+        axes.errorbar([slope], [row], xerr=errors, fmt="o", **drawn)
         if growth.expected is not None:
-            axes.plot([growth.expected], [row], "D", color="black", markerfacecolor="none", markersize=7, zorder=3)
+            axes.plot(
+                [growth.expected], [row], "D", color="black", markerfacecolor="none", markersize=7 * scale, zorder=3
+            )
     axes.set_ylim(len(ops) - 0.5, -0.5)
     axes.set_xlim(-0.5, 3.5)
     axes.set_xticks(range(4))
+    axes.tick_params(labelsize=10 * scale)
     axes.grid(True, axis="x", color="#DDDDDD", linewidth=0.7)
 
 

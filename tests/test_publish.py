@@ -10,12 +10,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import Runner
+from conftest import ROOT, Runner
 from rich.console import Console
 from sample_runs import environment, sample
 
 from reports import plots
 from reports.core import progress
+from reports.core.palette import op_colors
+from reports.core.pictures import drawn_growths
 from reports.core.records import RunDirectory, load_run
 
 
@@ -78,6 +80,14 @@ def test_plots_for_a_paper_fit_a_column_and_embed_their_fonts() -> None:
     assert b"/Type3" not in content
 
 
+def test_the_picture_of_growth_for_a_paper_spans_two_columns_and_has_no_title() -> None:
+    run = load_run(ROOT / "reports" / "published" / "amd-epyc-2-cores" / "quick")
+    slopes, colors = drawn_growths([run]), op_colors([run])
+    paper, screen = (plots._draw_growths(slopes, colors, layout) for layout in (plots._COLUMN, plots._SCREEN))
+    assert paper.get_figwidth() * 25.4 < 180, "the millimetres of a page's text"
+    assert (len(paper.texts), len(screen.texts)) == (0, 2)
+
+
 def test_the_bar_shows_the_case_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
@@ -92,3 +102,17 @@ def test_the_bar_shows_the_case_that_is_measured(monkeypatch: pytest.MonkeyPatch
         shown.done([(made, 3.0)])
     assert "latency:conv/torch[bold] and 1 beside it" in screen.getvalue()
     assert "1/2" in screen.getvalue()
+
+
+def test_on_a_narrow_terminal_the_bar_keeps_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=80))
+
+    class Case:
+        id = "latency:ddf_op/native@cpu:float32:nchw:forward:n1c256h56w56k3s1d1:mul"
+
+    with progress.Progress(140, 300.0) as shown:
+        list(shown.following([[Case()] * 7]))
+    told = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert re.search(r"0/140 +0% 5m00s left latency:ddf_op/native", told)

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from .. import Record
 from .units import quantity
@@ -41,13 +42,15 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
+            # The case comes last and is cut, so that a narrow terminal has room for how far the run is.
             columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TaskProgressColumn(),
+                BarColumn(16),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TaskProgressColumn(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             )
-            self._bar = Bar(*columns, TextColumn("{task.fields[left]}"), console=Console(stderr=True))
+            self._bar = Bar(*columns, console=Console(stderr=True), expand=True)
             self._task = self._bar.add_task("measuring", total=self._cases, left=duration(self._forecast) + " left")
             self._bar.start()
         else:
