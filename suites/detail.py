@@ -49,13 +49,20 @@ class Detail(Suite):
     order = 85
     help = "joint depth upsampling by networks of equal size and steps: error and pictures; trains them"
     default = False
-    axes = ("kernel_size",)
+    axes = ("kernel_size", "threads")
     ops = ("bilinear", "joint_bilateral", "up_net")
     extra_axes = (
         Axis("steps", 200, "steps of training"),
         Axis("seeds", 3, "networks trained, from seeds of their own, for the interval", choices=tuple(STUDENT)),
     )
-    own_values: ClassVar = {"variant": None, "scale": (8,), "kernel_size": (5,), "guide_channels": (3,)}
+    #: One thread: operators as small as these gain little from more, and lose where another program has the cores.
+    own_values: ClassVar = {
+        "variant": None,
+        "scale": (8,),
+        "kernel_size": (5,),
+        "guide_channels": (3,),
+        "threads": (1,),
+    }
     #: Plain PyTorch: errors of different implementations would be the same, and nothing has to be compiled.
     impls = ("torch", "composite")
     per_impl = False
