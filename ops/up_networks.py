@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
 from .carafe import Carafe, reassemble
-from .core import native
+from .core import native, native_up
 from .core.closed_forms import held
 from .core.networks import count_macs, with_plain_operators
 from .core.seeded import drawn, normal
@@ -210,7 +210,7 @@ class JointUpsampling(Op):
     )
 
     def fvcore_handles(self) -> Mapping[str, Any]:
-        return native.fvcore_handles()
+        return native_up.fvcore_handles()
 
     def build(self, point: Point, device: torch.device, generator: torch.Generator) -> Inputs:
         scale, variant = _settings(point)
@@ -304,7 +304,8 @@ def _(inputs: Inputs, point: Point) -> Closure:
     network = cast(UpNet, inputs.module)
     if not any(hasattr(module, "plain_operator") for module in network.modules()):
         raise Skip(f"{_settings(point)[1]} has no operator of ours")
-    reason = native.missing(inputs["features"].device.type)
+    device = inputs["features"].device.type
+    reason = native.missing(device) or native_up.missing(device)
     if reason:
         raise Skip(f"native operator: {reason}")
     return lambda: cast(Tensor, network(inputs["features"], inputs["guide"]))
