@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ops import Axis, Inputs, Point
 from reports import Metric
 from suites import Begun, Suite
-from suites.core import scenes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,6 +74,8 @@ class Detail(Suite):
     def begin(self, bench: Bench) -> Begun:
         import torch
 
+        from suites.core import scenes
+
         case = bench.case.point
         scale = int(case.extra["scale"])
         generator = torch.Generator().manual_seed(TEST_SEED + bench.seed)
@@ -104,6 +105,8 @@ def point_of(case: Point, batch: int, size: int) -> Point:
 def trained(bench: Bench, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
     """What upsamples depths with images after `steps` steps of Adam from that seed, on other scenes in each step."""
     import torch
+
+    from suites.core import scenes
 
     case, op = bench.case.point, bench.op
     generator = torch.Generator().manual_seed(bench.seed + seed)
@@ -151,6 +154,8 @@ def over_seeds(name: str, values: list[float]) -> Metric:
 def png(image: Tensor) -> str:
     """(3, H, W) between 0 and 1, or depth (1, H, W) in metres, near things bright, as a PNG in base64."""
     from matplotlib.image import imsave
+
+    from suites.core import scenes
 
     if len(image) == 1:
         image = ((scenes.FARTHEST + 0.5 - image) / scenes.FARTHEST).expand(3, -1, -1)
