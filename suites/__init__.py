@@ -198,6 +198,10 @@ class Suite:
         """
         return ({},)
 
+    def seconds(self, case: Case) -> float:
+        """What a case that is not timed takes besides a few calls, for the forecast of a run."""
+        return 0.3
+
     def by_formula(self, point: Point, costs: Costs) -> list[Metric]:
         """What closed forms tell of a case; told too of a case that need not be measured."""
         return []

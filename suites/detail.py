@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ops import Axis, Inputs, Point
 from reports import Metric
-from suites import Begun, Suite
+from suites import Begun, Case, Suite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 CROP, SIZE = 64, 128
 BATCH, TESTS = 4, 16
 RATE = 3e-3
+#: Of a core, by scale 8: a guess, for the forecast.
+SECONDS_A_STEP = 0.1
 #: Steps after which the runner hears that training goes on.
 TELLING = 50
 #: Seeds of test scenes, which no training draws.
@@ -70,6 +72,10 @@ class Detail(Suite):
         if preset == "quick":
             return ({},)
         return tuple({"steps": 5000, "seeds": 5, "scale": scale} for scale in (4, 8, 16))
+
+    def seconds(self, case: Case) -> float:
+        trained = case.op == "up_net"
+        return super().seconds(case) + trained * case.values["seeds"] * case.values["steps"] * SECONDS_A_STEP
 
     def begin(self, bench: Bench) -> Begun:
         import torch

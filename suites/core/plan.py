@@ -17,7 +17,7 @@ from suites.core.processes import Server, WorkerLost
 #: The part of the roofs that a call is guessed to reach, before anything is known of it.
 GUESSED_EFFICIENCY = 0.5
 #: Seconds that a worker takes besides its calls: fork, imports, inputs, warm-up.
-OVERHEAD = {True: 0.7, False: 0.3}
+OVERHEAD = 0.7
 #: Calls of a case besides its samples, in each process, and once for the check.
 WARM_CALLS, CHECK_CALLS = 4, 8
 #: The part of the free host memory that workers may use.
@@ -77,10 +77,10 @@ class Plan:
         """Seconds that the case takes in the run, all processes together."""
         call = self.call_forecast(case)
         if not self.suites[case.suite].timed:
-            return OVERHEAD[False] + WARM_CALLS * call
+            return self.suites[case.suite].seconds(case) + WARM_CALLS * call
         processes = self.selection.processes
         sampling = max(self.suites[case.suite].ceiling * self.selection.seconds, processes * call)
-        return processes * (OVERHEAD[True] + WARM_CALLS * call) + CHECK_CALLS * call + sampling
+        return processes * (OVERHEAD + WARM_CALLS * call) + CHECK_CALLS * call + sampling
 
     def total_forecast(self, cases: Iterable[Case]) -> float:
         """Seconds that these cases take together, those that need no measuring left out."""
