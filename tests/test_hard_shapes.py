@@ -14,6 +14,7 @@ from ddf_by_taps import Settings
 from test_cuda_on_cpu import OnCpu, cuda_on_cpu, general, lines_under_sanitizers
 from test_native import Case, channels_last, contiguous
 
+from ops.core import native
 from suites.core import emulation
 
 __all__ = ["cuda_on_cpu"]
@@ -31,6 +32,11 @@ HARD = [
     ((1, 1, 40, 1), 7, Settings(stride=3)),
     ((1, 8, 1, 41), 11, Settings(stride=2, dilation=3)),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    native.load()
 
 
 def check(kind: type[Case], shape: tuple[int, int, int, int], k: int, settings: Settings) -> None:
