@@ -74,8 +74,8 @@ class Detail(Suite):
         return tuple({"steps": 5000, "seeds": 5, "scale": scale} for scale in (4, 8, 16))
 
     def seconds(self, case: Case) -> float:
-        trained = case.op == "up_net"
-        return super().seconds(case) + trained * case.values["seeds"] * case.values["steps"] * SECONDS_A_STEP
+        steps = case.values["seeds"] * case.values["steps"] if case.op == "up_net" else 0
+        return super().seconds(case) + float(steps) * SECONDS_A_STEP
 
     def begin(self, bench: Bench) -> Begun:
         import torch
