@@ -120,7 +120,8 @@ def by_code(entry: str, code: Code) -> list[Metric]:
     ]
     loop = code.inside_loop()
     if loop.multiply_adds:
-        metrics.append(Metric("instructions_per_output", "1", round(len(loop) * taps(entry) / loop.multiply_adds, 2)))
+        an_output = len(loop) * products(entry) / loop.multiply_adds
+        metrics.append(Metric("instructions_per_output", "1", round(an_output, 2)))
     return metrics
 
 
@@ -136,8 +137,10 @@ def by_emulation(arch: str, properties: Properties, counts: Counts) -> list[Metr
     ]
 
 
-def taps(entry: str) -> int:
-    return int(KERNELS[entry].numbers[0]) ** 2
+def products(entry: str) -> int:
+    """Multiply-adds an output: one for each tap, or for each tap of each gradient."""
+    gradients = {"strips": 3, "walk": 3, "features": 2}.get(KERNELS[entry].family, 1)
+    return gradients * int(KERNELS[entry].numbers[0]) ** 2
 
 
 def paper_outputs(kernel: HotKernel) -> int:
@@ -148,7 +151,7 @@ def paper_outputs(kernel: HotKernel) -> int:
 
 def predict_time(kernel: HotKernel, code: Code, counts: Counts, outputs: int, device: Device) -> tuple[float, Json]:
     """Seconds of one launch, and what bounds it: each output costs what it does in the emulated call and the loop."""
-    parts = predict(work(kernel.dtype, taps(kernel.name), code, counts).times(outputs), device)
+    parts = predict(work(kernel.dtype, products(kernel.name), code, counts).times(outputs), device)
     told = {name: float(f"{seconds:.3g}") for name, seconds in parts.items()}
     return float(f"{total(parts):.3g}"), {
         "device": device.name,
@@ -158,14 +161,14 @@ def predict_time(kernel: HotKernel, code: Code, counts: Counts, outputs: int, de
     }
 
 
-def work(dtype: str, taps: int, code: Code, counts: Counts) -> Work:
+def work(dtype: str, products: int, code: Code, counts: Counts) -> Work:
     """What one output costs."""
     loop = code.inside_loop()
-    a_tap = taps / max(1, loop.multiply_adds)
+    a_product = products / max(1, loop.multiply_adds)
     return Work(
         bytes=counts.bytes / counts.outputs,
-        operations=loop.count("fp") * a_tap,
-        instructions=len(loop) * a_tap,
+        operations=loop.count("fp") * a_product,
+        instructions=len(loop) * a_product,
         shared_bytes=128 * counts.wavefronts / counts.outputs,
         itemsize=8 if dtype == "float64" else 4,
     )

@@ -28,12 +28,13 @@ class Call:
 
     Args:
         shape: of the features: N, C, H, W.
-        kernel: its name in the table of forward kernels.
+        kernel: its name in the table of forward kernels, or of backward ones.
     """
 
     shape: tuple[int, int, int, int]
     kernel: str
     channels_last: bool = False
+    backward: bool = False
 
 
 #: By family of the hot list. The arguments of a kernel are its element type, kernel size, and stride, 1 if it has none.
@@ -41,6 +42,8 @@ CALLS = {
     "rows": Call((1, 16, 32, 56), "rows"),
     "channels": Call((1, 64, 16, 16), "channels", channels_last=True),
     "planes": Call((1, 64, 14, 14), "planes"),
+    "strips": Call((1, 16, 32, 56), "strips", backward=True),
+    "walk": Call((1, 128, 16, 16), "walk", channels_last=True, backward=True),
 }
 
 
@@ -50,7 +53,7 @@ class Counts:
 
     Args:
         blocks, threads, shared: of the launch: blocks of the grid, threads and bytes of shared memory of a block.
-        outputs: elements of the result.
+        outputs: elements of the result, or on the way back of its gradient.
         sectors: of 32 bytes, that the requests of all warps asked for.
         least_sectors: what they would have asked for with their bytes side by side.
         bytes: of the sectors that each block touched, summed over blocks.
@@ -114,21 +117,25 @@ def emulate(kernel: HotKernel, arch: str, kernels: Kernels) -> Counts:
     (n, c, h, w), dtype = call.shape, getattr(torch, kernel.dtype)
     out_size = (h - 1) // stride + 1, (w - 1) // stride + 1
     layout = torch.channels_last if call.channels_last else torch.contiguous_format
-    buffers = {
-        name: torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
-        for name, shape in (
-            ("features", call.shape),
-            ("channel", (n, c, size, size)),
-            ("spatial", (n, size * size, *out_size)),
-            ("out", (n, c, *out_size)),
-        )
+    shapes = {
+        "features": call.shape,
+        "channel": (n, c, size, size),
+        "spatial": (n, size * size, *out_size),
+        "out": (n, c, *out_size),
     }
+    if call.backward:
+        shapes |= {f"grad_{name}": shapes[name] for name in ("features", "channel", "spatial")}
+    buffers = {name: torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout) for name, shape in shapes.items()}
     checker = emulation.Checked(kernels.path)
     kernels.seed(0)
     kernels.pretend(int(arch))
+    features, channel, spatial, out, *gradients = buffers.values()
     with checker.watch(buffers):
-        kernels.forward(*buffers.values(), stride=stride, entry="cuda_forward_by", kernel=call.kernel)
-    launches = checker.launches()
+        if call.backward:
+            kernels.backward(out, features, channel, spatial, gradients, kernel=call.kernel)
+        else:
+            kernels.forward(features, channel, spatial, out, stride=stride, entry="cuda_forward_by", kernel=call.kernel)
+    launches = [launch for launch in checker.launches() if not launch.kernel.startswith("sum_parts_kernel")]
     if len(launches) != 1 or not kernel.is_called(launches[0].kernel):
         raise emulation.EmulationError(f"{kernel.name} was meant, {[launch.kernel for launch in launches]} ran")
     traffic, shared = checker.traffic(), checker.shared()[launches[0].kernel]
@@ -136,7 +143,7 @@ def emulate(kernel: HotKernel, arch: str, kernels: Kernels) -> Counts:
         blocks=launches[0].blocks,
         threads=launches[0].threads,
         shared=launches[0].shared,
-        outputs=buffers["out"].numel(),
+        outputs=out.numel(),
         sectors=sum(t.requested for t in traffic),
         least_sectors=sum(t.least for t in traffic),
         bytes=32 * sum(t.fetched for t in traffic),
