@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Runner
 
+from reports import formats
+from reports.core.records import load_run
+
 
 def test_the_operator_of_the_docs_can_be_measured(runner: Runner, tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(), re.DOTALL)
@@ -44,3 +47,22 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_tables_of_roofs_are_those_that_the_suite_makes_of_the_runs() -> None:
+    """A table after `<!-- roofs: RUN OP/IMPL ... -->` is the format `roofs` of that run, its rows of these cases."""
+    found = re.findall(
+        r"<!-- roofs: (\S+) (.+?) -->\n\n(.*?\n)\n", (ROOT / "docs" / "operator.md").read_text(), re.DOTALL
+    )
+    assert found
+    for run, cases, table in found:
+        told = str(formats()["roofs"].serialize([load_run(ROOT / run, samples=False)])["roofs.md"]).splitlines()
+        wanted = tuple(f"| {start} |" for start in ("case", "---", *cases.split()))
+        assert table.splitlines() == [line for line in told if line.startswith(wanted)]
+
+
+def test_tables_taken_from_a_report_stand_in_it_line_by_line() -> None:
+    found = re.findall(r"<!-- from (\S+) -->\n\n(.*?\n)\n", (ROOT / "docs" / "operator.md").read_text(), re.DOTALL)
+    assert found
+    for path, table in found:
+        assert f"\n{table}" in (ROOT / path).read_text()
