@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -81,6 +82,7 @@ def _reference(
     """The sum over taps, or that of the absolute terms, branch by branch."""
     branches = scale_of(point) ** 2
     channels, spatials = (t.unflatten(1, (branches, -1)).unbind(1) for t in (channel_filter, spatial_filter))
+    point = replace(point, stride=1)  # which does not apply
     outs = [reference(features, c, s, point, absolute) for c, s in zip(channels, spatials, strict=True)]
     return F.pixel_shuffle(torch.stack(outs, 2).flatten(1, 2), scale_of(point))
 
@@ -140,6 +142,7 @@ class DDFUp(Op):
         """The filters by the formulas of the paper, from the parameters alone, and their application."""
         features, pack = inputs["features"], cast(DDFUpPack, inputs.module)
         seen = inputs.tensors.get("guide", features)
+        point = replace(point, stride=1)  # which does not apply
         outs = []
         for spatial_branch, channel_branch in zip(pack.spatial_branch, pack.channel_branch, strict=True):
             guide, predict = seen, cast(Any, spatial_branch)

@@ -192,7 +192,8 @@ def test_a_named_kernel_runs_or_refuses(cuda_on_cpu: type[OnCpu]) -> None:
 def test_values_under_sanitizers_with_every_line_of_the_forward_kernels(tmp_path: Path) -> None:
     """The other tests of this file, of the published kernels too, but for those of the checker."""
     lines = lines_under_sanitizers(__file__, tmp_path)
-    assert_every_line_ran(lines, kernels_by_file(emulation.CSRC / "ddf" / "cuda"))
+    elsewhere = {"strips.cuh", "walk.cuh", "backward.cu", "module.cuh", "module_backward.cuh"}  # each in its own file
+    assert_every_line_ran(lines, set(kernels_by_file(emulation.CSRC / "ddf" / "cuda")) - elsewhere)
 
 
 def look(case: OnCpu, checker: emulation.Checked, name: str) -> None:

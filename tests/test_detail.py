@@ -45,10 +45,12 @@ def test_a_scale_that_is_no_power_of_2_is_refused() -> None:
         DDFUpNet(6)
 
 
-@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
+@pytest.mark.parametrize(("direction", "dtype"), [("forward", "float32"), ("forward_backward", "float64")])
 @pytest.mark.parametrize("variant", list(STEPS))
-def test_right_results_pass(variant: str, direction: str) -> None:
-    bench = made("up_networks", "up_net", "torch", direction=direction, extra={"scale": 4, "variant": variant})
+def test_right_results_pass(variant: str, direction: str, dtype: str) -> None:
+    """Gradients in float64: in float32 the sign of what goes into a ReLU may hang on its rounding."""
+    extra = {"scale": 4, "variant": variant}
+    bench = made("up_networks", "up_net", "torch", direction=direction, dtype=dtype, extra=extra)
     assert bench.max_error() <= bench.tolerance
 
 

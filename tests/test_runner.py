@@ -253,7 +253,7 @@ def test_output_that_nobody_reads_any_more_is_no_traceback() -> None:
 def test_list_tells_what_there_is(runner: Runner) -> None:
     ops = runner("list", "ops")
     names = [line.split()[0] for line in ops.stdout.splitlines()]
-    assert len(names) == len(set(names)) == 17
+    assert len(names) == len(set(names)) == 28
     assert set(names) >= {"conv", "dwconv", "ddf_op", "ddf", "dyfilter", "dyfilter_dw", "involution", "resnet18"}
     assert runner("list", "suites").stdout.startswith("latency      time of one call")
     assert "ddf_op       composite" in runner("list", "impls").stdout

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from conftest import Runner
 from test_check import made
 from test_memory import gradients
-from test_ops import OPS, ROUNDING, ROUNDINGS, UPSAMPLERS, build, error
+from test_ops import OPS, ROUNDING, ROUNDINGS, build, error
 
 from ops import Point, Skip
 from reports import Record
@@ -36,6 +36,8 @@ IMPLS = [
     ("joint_bilateral", "joint_bilateral", "native"),
     ("joint_bilateral", "joint_bilateral", "composite"),
 ]
+#: The ops of IMPLS. DDF-Up's are held to `tests/test_upsampling_ddf.py`.
+RIVALS = list(dict.fromkeys(op for _, op, _ in IMPLS))
 POINTS = [
     Point(batch=2, channels=6, height=4, width=5),
     Point(channels=1, height=1, width=1, extra={"scale": 2}),
@@ -48,7 +50,7 @@ POINTS = [
 # -------------------------------------------------------------------------------------------------------- right results
 
 
-@pytest.mark.parametrize("name", UPSAMPLERS)
+@pytest.mark.parametrize("name", RIVALS)
 @pytest.mark.parametrize("point", POINTS)
 def test_the_reference_is_the_definition(name: str, point: Point) -> None:
     inputs = build(OPS[name], replace(point, dtype="float64"))
@@ -94,7 +96,7 @@ def test_native_is_exact_to_rounding(name: str) -> None:
     assert float(((native - composite).double().abs() / magnitude).max()) <= 8 * ROUNDING["float32"]
 
 
-@pytest.mark.parametrize("name", UPSAMPLERS)
+@pytest.mark.parametrize("name", RIVALS)
 def test_what_takes_another_scale_is_found(name: str) -> None:
     """The outputs of scale 2, each spread over four: the right size, and nearly the right content."""
     point = Point(channels=16, height=6, width=6, extra={"scale": 4})
@@ -115,7 +117,7 @@ COST_POINTS = [
 ]
 
 
-@pytest.mark.parametrize("name", UPSAMPLERS)
+@pytest.mark.parametrize("name", RIVALS)
 @pytest.mark.parametrize("point", COST_POINTS)
 def test_params_are_those_of_the_module(name: str, point: Point) -> None:
     module = build(OPS[name], point).module
@@ -159,7 +161,7 @@ def test_counters_and_closed_form_agree_or_say_why(file: str, op: str, impl: str
         assert found[counter] == found["macs"] + explained
 
 
-@pytest.mark.parametrize("name", UPSAMPLERS)
+@pytest.mark.parametrize("name", RIVALS)
 @pytest.mark.parametrize("point", COST_POINTS)
 def test_memory_and_floor_are_the_bytes_of_real_tensors(name: str, point: Point) -> None:
     op, inputs = OPS[name], build(OPS[name], point)
