@@ -15,7 +15,7 @@ from .core.markup import escape, table
 from .core.units import quantity
 
 NAME = "roofs"
-ORDER = 17
+ORDER = 54
 ON_REQUEST = True
 FILE = "roofs.md"
 

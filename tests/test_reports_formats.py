@@ -57,7 +57,7 @@ def rows_of(name: str, *runs: Run) -> list[dict[str, str]]:
 
 def test_formats_are_found_in_their_order() -> None:
     assert list(usual_formats()) == ["csv", "claims", "devices", "cheapest", "plots", "detail", "markdown", "html"]
-    on_request = ["github", "junit", "github-action-benchmark", "bencher", "parquet"]
+    on_request = ["github", "junit", "github-action-benchmark", "bencher", "parquet", "roofs"]
     assert list(formats()) == [*usual_formats(), *on_request]
 
 
