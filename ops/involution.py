@@ -127,20 +127,6 @@ class Involution(Op):
 
 
 Apply = Callable[[Tensor, Tensor], Tensor]
-Predict = Callable[[layers.Involution, Tensor], Tensor]
-
-
-def _folded(layer: layers.Involution, features: Tensor) -> Tensor:
-    """The filters of the layer in eval mode as two matrix products, BatchNorm folded into the first."""
-    conv, norm = cast(nn.Conv2d, layer.reduce[0]), cast(nn.BatchNorm2d, layer.reduce[1])
-    read = features if layer.stride == 1 else F.avg_pool2d(features, layer.stride, ceil_mode=True)
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale = norm.weight * (variance + norm.eps).rsqrt()
-    reduce, span = conv.weight.flatten(1) * scale[:, None], layer.span.weight.flatten(1)
-    offset, bias = norm.bias - mean * scale, cast(Tensor, layer.span.bias)
-    hidden = torch.bmm(reduce.expand(len(read), -1, -1), read.flatten(2)).add_(offset[:, None]).relu_()
-    filters = torch.bmm(span.expand(len(read), -1, -1), hidden).add_(bias[:, None])
-    return filters.unflatten(2, read.shape[2:])
 
 
 def _natively(inputs: Inputs, point: Point) -> Apply:
@@ -182,13 +168,8 @@ def _unfolded(inputs: Inputs, point: Point) -> Apply:
     return apply
 
 
-def _attach(
-    name: str,
-    make: Callable[[Inputs, Point], Apply],
-    predict: Predict = layers.Involution.filters,
-    library: str = "",
-) -> None:
-    """The impl `name` of the application and of the layer, which predicts its filters first."""
+def _attach(name: str, make: Callable[[Inputs, Point], Apply], library: str = "") -> None:
+    """The impl `name` of the application and of the layer."""
 
     def alone(inputs: Inputs, point: Point) -> Closure:
         apply, features, filters = make(inputs, point), inputs["features"], inputs["filters"]
@@ -196,12 +177,12 @@ def _attach(
 
     def whole(inputs: Inputs, point: Point) -> Closure:
         apply, features, layer = make(inputs, point), inputs["features"], cast(layers.Involution, inputs.module)
-        return lambda: apply(features, predict(layer, features))
+        return lambda: apply(features, layer.filters(features))
 
     InvolutionOp.impl(name, library=library)(alone)
     Involution.impl(name, library=library)(whole)
 
 
-_attach("native", _natively, predict=_folded, library="ddf")
+_attach("native", _natively, library="ddf")
 _attach("composite", _by_taps)
 _attach("unfold", _unfolded)

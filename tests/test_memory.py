@@ -247,9 +247,12 @@ def test_what_is_to_spare_goes_by_need_and_alike(monkeypatch: pytest.MonkeyPatch
     cases = [replace(bench.case, impl=impl) for impl in ("large", "small", "none")]
     costs = {case.id: {"memory": {"all": need}} for case, need in zip(cases, (150, 50, 0), strict=True)}
     monkeypatch.setattr("suites.core.plan.available_memory", lambda: 1250)
+    monkeypatch.setattr("suites.core.plan.LEAST", 0)
     plan = Plan(replace(selection(), device="cpu"), {}, {}, {}, 0, {}, {}, [], cases, costs)
     assert list(plan.memory_limits(cases).values()) == [150 + 133 + 300, 50 + 133 + 100, 133]
     assert plan.memory_limits([]) == {}
+    monkeypatch.setattr("suites.core.plan.LEAST", 1000)
+    assert list(plan.memory_limits(cases).values()) == [150 + 1000 + 300, 50 + 1000 + 100, 1000]
 
 
 # the instrument

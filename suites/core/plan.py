@@ -22,6 +22,8 @@ OVERHEAD = 0.7
 WARM_CALLS, CHECK_CALLS = 4, 8
 #: The part of the free host memory that workers may use.
 USABLE = 0.8
+#: Bytes besides its need that a worker may use however many there are, for libraries and threads.
+LEAST = 512 << 20
 #: Seconds of silence after which a worker that only reads or builds is given up.
 ANSWER_TIMEOUT = 300.0
 
@@ -87,7 +89,8 @@ class Plan:
         return sum(self.forecast(case) for case in cases if self.settled(case, "") is None)
 
     def memory_limits(self, cases: list[Case]) -> dict[str, int]:
-        """Bytes of host memory that each of these workers may use, so that together they leave some free.
+        """Bytes of host memory that each of these workers may use, so that together they leave some free,
+        if they are not too many for `LEAST`.
 
         0, no limit, on CUDA: its driver maps far more than it uses, and what is scarce is the device's memory.
         """
@@ -96,7 +99,8 @@ class Plan:
         needs = {case.id: self.need(case) for case in cases}
         total = sum(needs.values())
         half = max(0, int(USABLE * available_memory()) - total) // 2  # shared alike, and by need
-        return {name: need + half // len(cases) + half * need // max(1, total) for name, need in needs.items()}
+        alike = max(LEAST, half // max(1, len(cases)))
+        return {name: need + alike + half * need // max(1, total) for name, need in needs.items()}
 
     def settled(self, case: Case, run: str) -> Record | None:
         """The record of a case that need not be measured, or None."""
