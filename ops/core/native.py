@@ -173,9 +173,18 @@ def load() -> build.Library:
     Raises:
         BuildError: if it cannot be built.
     """
-    library = build.build("ddf")
+    return load_library("ddf", _register)
+
+
+def load_library(op: str, register: Callable[[], None]) -> build.Library:
+    """Builds the library of an op if need be, loads it and registers its operators with torch.
+
+    Raises:
+        BuildError: if it cannot be built.
+    """
+    library = build.build(op)
     torch.ops.load_library(str(library.path))
-    _register()
+    register()
     return library
 
 
@@ -194,12 +203,21 @@ def missing(device: str) -> str:
 @functools.cache
 def find_missing(device: str) -> str:
     """`missing`, where nothing is being traced."""
+    return why_missing(device, load, "the native operator cannot be built, so plain PyTorch is used")
+
+
+def why_missing(device: str, load: Callable[[], build.Library], otherwise: str) -> str:
+    """Why what `load` loads cannot run on that kind of device; empty where it can.
+
+    Args:
+        otherwise: what is told on stderr of a failed build.
+    """
     if device not in ("cpu", "cuda"):
         return f"none for {device}"
     try:
         library = load()
     except build.BuildError as error:
-        print(f"ddf: the native operator cannot be built, so plain PyTorch is used: {error}", file=sys.stderr)
+        print(f"ddf: {otherwise}: {error}", file=sys.stderr)
         return f"cannot be built: {error}"
     if device == "cuda" and not library.arches:
         return "built without CUDA kernels, for want of nvcc"

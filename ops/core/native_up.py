@@ -4,7 +4,6 @@ library `ddf_up`."""
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from math import prod
 from typing import Any, cast
@@ -75,10 +74,7 @@ def load() -> build.Library:
     Raises:
         BuildError: if it cannot be built.
     """
-    library = build.build("ddf_up")
-    torch.ops.load_library(str(library.path))
-    _register()
-    return library
+    return native.load_library("ddf_up", _register)
 
 
 def missing(device: str) -> str:
@@ -96,16 +92,7 @@ def missing(device: str) -> str:
 @functools.cache
 def find_missing(device: str) -> str:
     """`missing`, where nothing is being traced."""
-    if device not in ("cpu", "cuda"):
-        return f"none for {device}"
-    try:
-        library = load()
-    except build.BuildError as error:
-        print(f"ddf: the upsampling operator cannot be built, so it takes each branch apart: {error}", file=sys.stderr)
-        return f"cannot be built: {error}"
-    if device == "cuda" and not library.arches:
-        return "built without CUDA kernels, for want of nvcc"
-    return ""
+    return native.why_missing(device, load, "the upsampling operator cannot be built, so it takes each branch apart")
 
 
 # --------------------------------------------------------------------------------------------------------- registration
