@@ -217,8 +217,8 @@ def test_spare_pages_are_there_when_an_allocation_needs_them() -> None:
 def test_threads_are_bound_to_a_core_each() -> None:
     code = (
         "import os, torch\n"
-        "from suites.core.machine import bind_threads, affinity\n"
-        "os.sched_setaffinity(0, affinity()[:2])\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\n"
+        "from suites.core.machine import bind_threads\n"
         "torch.set_num_threads(2)\n"
         "torch.zeros(2**20).add_(1)\n"
         "print(bind_threads(1), bind_threads(3), bind_threads(2))\n"
@@ -230,6 +230,24 @@ def test_threads_are_bound_to_a_core_each() -> None:
     assert said == "False False True"
     first, second = affinity()[:2]
     assert places.split(";")[:2] == [f"{{{first}}}", f"{{{second}}}"]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or len(affinity()) < 2, reason="needs Linux and two cores")
+def test_each_loop_of_the_roof_has_a_core_though_the_process_is_bound_to_one() -> None:
+    code = (
+        "import os, time, torch\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\n"
+        "from suites.core import multiply_add, worker\n"
+        "assert worker.prepare_process({'malloc': 'default', 'threads': 2, 'tf32': 0}, 'cpu')\n"
+        "before = set(os.listdir('/proc/self/task'))\n"
+        "call, _ = multiply_add.multiply_add(torch.device('cpu'), torch.float32)\n"
+        "call()\n"
+        "loops = sorted(set(os.listdir('/proc/self/task')) - before)\n"
+        "print(*sorted(str(os.sched_getaffinity(int(thread))) for thread in loops), sep=';')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, second = affinity()[:2]
+    assert done.stdout.strip() == f"{{{first}}};{{{second}}}"
 
 
 def test_processors_of_one_core_are_one_place_while_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:

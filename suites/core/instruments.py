@@ -20,11 +20,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from suites.core.machine import affinity
+from suites.core.machine import PROCESSORS
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Before any closure was made ready, which binds threads to cores.
-CORES = affinity()
 Call = Callable[[], Any]
 
 #: Cases, as op/impl/resolution.
@@ -108,7 +106,7 @@ def by_pyperf(case: str, device: str) -> float:
         file = Path(folder) / "pyperf.json"
         options = ["--processes", "5", "--values", "5", "--quiet", "--output", str(file), "--setup", setup]
         command = [sys.executable, "-m", "pyperf", "timeit", *options, "call()"]
-        unbound = functools.partial(os.sched_setaffinity, 0, CORES)
+        unbound = functools.partial(os.sched_setaffinity, 0, PROCESSORS)
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, preexec_fn=unbound)
         return float(pyperf.Benchmark.load(str(file)).median())
 

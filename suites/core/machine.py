@@ -40,23 +40,35 @@ def affinity() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
-def bind_threads(count: int) -> bool:
-    """Binds the first `count` threads of this process to a core each, where they are most of its cores (Linux).
+#: Those of the process as it began: a thread that is bound leaves its one core to every thread and process it starts.
+PROCESSORS = affinity()
 
-    Else the scheduler puts two of them on one core whenever something else has just held the other, and takes
-    milliseconds to notice: every call then takes twice its time. With cores to spare it has room, and two programs that
-    both began with the first core would share it.
+
+def bind_threads(count: int) -> bool:
+    """Binds the first `count` threads of this process to their `places`.
 
     Returns:
         Whether they are bound.
     """
-    threads = sorted(map(int, os.listdir("/proc/self/task"))) if sys.platform == "linux" else []
-    places = _places(affinity(), count)
-    if not len(places) / 2 < count <= min(len(places), len(threads)) or count == 1:
+    where = places(count)
+    threads = sorted(map(int, os.listdir("/proc/self/task"))) if where else []
+    if not where or len(threads) < count:
         return False
-    for thread, place in zip(threads[:count], places, strict=False):
+    for thread, place in zip(threads[:count], where, strict=True):
         os.sched_setaffinity(thread, place)
     return True
+
+
+def places(count: int) -> list[set[int]]:
+    """The core of each of `count` threads, where they are most of the process's cores (Linux); else none.
+
+    Else the scheduler puts two of them on one core whenever something else has just held the other, and takes
+    milliseconds to notice: every call then takes twice its time. With cores to spare it has room, and two programs that
+    both began with the first core would share it.
+    """
+    found = _places(PROCESSORS, count)
+    bound = sys.platform == "linux" and count > 1 and len(found) / 2 < count <= len(found)
+    return found[:count] if bound else []
 
 
 def _places(processors: Sequence[int], count: int) -> list[set[int]]:

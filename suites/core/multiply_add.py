@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -11,6 +14,7 @@ from typing import Any
 import torch
 
 from ops.core.build import BuildError, build
+from suites.core.machine import places
 
 Call = Callable[[], Any]
 
@@ -40,17 +44,28 @@ def multiply_add(device: torch.device, dtype: torch.dtype) -> tuple[Call, float]
 
 
 def on_cpu(loops: ctypes.CDLL, size: int) -> tuple[Call, float]:
-    """One loop on each of torch's threads; ctypes releases the interpreter lock."""
+    """A loop for each of torch's threads, on the core of its own that such a thread is bound to.
+
+    ctypes releases the interpreter lock.
+    """
     loop = loops.roofs_multiply_add_cpu
     loop.argtypes, loop.restype = [ctypes.c_int, ctypes.c_int64], ctypes.c_int64
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads)
+    where = queue.SimpleQueue[set[int]]()
+    for place in places(threads):
+        where.put(place)
+    pool = ThreadPoolExecutor(threads, initializer=_take_a_place, initargs=(where,))
     steps = [STEPS["cpu"]] * threads
 
     def call() -> list[int]:
         return list(pool.map(lambda n: loop(size, n), steps))
 
     return call, float(sum(call()))
+
+
+def _take_a_place(where: queue.SimpleQueue[set[int]]) -> None:
+    with contextlib.suppress(queue.Empty):  # which is empty where no thread is bound
+        os.sched_setaffinity(0, where.get_nowait())
 
 
 def on_cuda(loops: ctypes.CDLL, size: int, device: torch.device) -> tuple[Call, float] | None:
