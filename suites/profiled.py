@@ -97,10 +97,8 @@ def predict_call(functions: list[str], point: Point, name: str) -> tuple[list[Me
         return [], {"reason": "the call is not one kernel of the hot list"}
     try:
         _, code = compiled_hot_list([device.arch])[device.arch][kernel.name]
-        counts = emulated.counted(list(KERNELS.values()), list(LIMITS)).get(kernel.name, {}).get(device.arch)
+        counts = emulated.counted(list(KERNELS.values()), list(LIMITS))[kernel.name][device.arch]
     except compiled.BuildError as error:
         return [], {"reason": str(error)}
-    if counts is None:
-        return [], {"reason": f"no call of {kernel.family}_kernel is written down"}
     seconds, parts = predict_time(kernel, code, counts, point.out_pixels * point.channels, device)
     return [Metric("predicted_time", "s", seconds)], parts

@@ -69,20 +69,15 @@ class Resources(Suite):
         try:
             properties, code = compiled_hot_list([arch])[arch][entry]
             version = compiled.nvcc_version()
-            counts = emulated.counted(list(KERNELS.values()), list(LIMITS)).get(entry, {}).get(arch)
+            counts = emulated.counted(list(KERNELS.values()), list(LIMITS))[entry][arch]
         except compiled.BuildError as error:
             raise Skip(str(error)) from None
-        metrics = [*by_ptxas(properties), *by_code(entry, code)]
-        settings: Json = {"nvcc": version}
-        if counts is None:
-            settings["emulated"] = f"no call of {KERNELS[entry].family}_kernel is written down"
-        else:
-            metrics += by_emulation(arch, properties, counts)
-            settings["launch"] = {"blocks": counts.blocks, "threads": counts.threads}
-            kernel, device = KERNELS[entry], next(device for device in DEVICES if device.arch == arch)
-            predicted, settings["predicted"] = predict_time(kernel, code, counts, paper_outputs(kernel), device)
-            metrics.append(Metric("predicted_time", "s", predicted))
-        return Begun(metrics, settings=settings)
+        kernel, device = KERNELS[entry], next(device for device in DEVICES if device.arch == arch)
+        predicted, told = predict_time(kernel, code, counts, paper_outputs(kernel), device)
+        metrics = [*by_ptxas(properties), *by_code(entry, code), *by_emulation(arch, properties, counts)]
+        metrics.append(Metric("predicted_time", "s", predicted))
+        launch = {"blocks": counts.blocks, "threads": counts.threads}
+        return Begun(metrics, settings={"nvcc": version, "launch": launch, "predicted": told})
 
 
 def compiled_hot_list(

@@ -53,11 +53,7 @@ def test_every_hot_kernel_has_a_record_and_none_spills(taken: Run) -> None:
     assert {record.status for record in taken.records} == {"ok"}
     spilling = {r.axes["arch"] for r in taken.records if value(r, "spill_stores") or value(r, "spill_loads")}
     assert spilling <= {"75"}
-    called = [record for record in taken.records if "emulated" not in record.settings]
-    assert all(0 < value(record, "occupancy") <= 1 for record in called)
-    # the module's kernels: their calls are emulated by tests/test_cuda_fused.py alone
-    others = {record.axes["entry"] for record in taken.records} - {record.axes["entry"] for record in called}
-    assert others == {"predict_float32_3", "predict_bfloat16_3", "features_float32_3"}
+    assert all(0 < value(record, "occupancy") <= 1 for record in taken.records)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class Against:
         if others:
             values = [f"{digits(number(ratio))} times as long as {self.base} at {first}"]
             values += [f"{digits(number(each))} at {place}" for place, each in others]
-            told = "; ".join(f"{word} at {_listed(places, self.ratios)}" for word, places in found.items() if places)
+            told = "; ".join(f"{word} {_where(places, self.ratios)}" for word, places in found.items() if places)
         else:
             values = [
                 f"{digits(number(ratio))} {bounds(ratio, Scale(1.0, ''))} times as long as {self.base} at {first}"
@@ -159,15 +159,15 @@ def _named(series: Iterable[Series]) -> str:
     return f"{different[0].op} ({', '.join(s._replace(op='').label.removeprefix('/') for s in different)})"
 
 
-def _listed(places: Sequence[str], among: Iterable[str]) -> str:
-    """`all`, or `7×7, 14×14`; of three or more that follow one another, `7×7 to 56×56`."""
+def _where(places: Sequence[str], among: Iterable[str]) -> str:
+    """`everywhere`, or `at 7×7, 14×14`; of three or more that follow one another, `at 7×7 to 56×56`."""
     order = list(among)
     if len(places) == len(order):
-        return "all"
+        return "everywhere"
     steps = [order.index(place) for place in places]
     if len(places) > 2 and all(b - a == 1 for a, b in pairwise(steps)):
-        return f"{places[0]} to {places[-1]}"
-    return ", ".join(places)
+        return f"at {places[0]} to {places[-1]}"
+    return f"at {', '.join(places)}"
 
 
 def _without_resolution(place: Place) -> Place:

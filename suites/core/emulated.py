@@ -1,13 +1,14 @@
 """One call of each hot kernel under emulation: how it is launched, and the memory that it moves, without a GPU.
 
 A kernel is called at a shape of a few tiles, so that what a tile adds at its edges is seen, once for each architecture:
-launchers choose by it. Counts are exact, and kept by the content of all that they come from.
+launchers choose by it. Where a call takes several kernels, as the fused module's do, the others run but do not count.
+Counts are exact, and kept by the content of all that they come from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from suites.core import emulation
 from suites.core.hot_list import SOURCE, HotKernel
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from suites.core.emulation.operator_kernels import Kernels
 
 __all__ = ["CALLS", "Call", "Counts", "counted", "emulate"]
@@ -28,11 +31,11 @@ class Call:
 
     Args:
         shape: of the features: N, C, H, W.
-        kernel: its name in the table of forward kernels, or of backward ones.
+        kernel: its name in the table of forward kernels, or of backward ones; empty for a kernel of the fused module.
     """
 
     shape: tuple[int, int, int, int]
-    kernel: str
+    kernel: str = ""
     channels_last: bool = False
     backward: bool = False
 
@@ -44,7 +47,11 @@ CALLS = {
     "planes": Call((1, 64, 14, 14), "planes"),
     "strips": Call((1, 16, 32, 56), "strips", backward=True),
     "walk": Call((1, 128, 16, 16), "walk", channels_last=True, backward=True),
+    "predict": Call((1, 64, 16, 32)),
+    "features": Call((1, 64, 16, 32), backward=True),
 }
+#: Hidden channels of the module that is called.
+HIDDEN = 13
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,11 @@ class Counts:
 
     Args:
         blocks, threads, shared: of the launch: blocks of the grid, threads and bytes of shared memory of a block.
-        outputs: elements of the result, or on the way back of its gradient.
+        outputs: elements of the operator's result, or on the way back of its gradient.
         sectors: of 32 bytes, that the requests of all warps asked for.
         least_sectors: what they would have asked for with their bytes side by side.
         bytes: of the sectors that each block touched, summed over blocks.
-        floor: bytes of all tensors, each once.
+        floor: bytes of all tensors that it touches, each once; of scratch memory, of the sectors that it touches.
         wavefronts, least_wavefronts: of shared memory; what is beyond the least are bank conflicts.
     """
 
@@ -74,7 +81,7 @@ class Counts:
 
 
 def counted(kernels: Sequence[HotKernel], arches: Sequence[str]) -> dict[str, dict[str, Counts]]:
-    """By kernel and architecture, what one call comes to; of the kernels whose family's call is known.
+    """By kernel and architecture, what one call comes to.
 
     Raises:
         BuildError: if the emulation cannot be built.
@@ -88,11 +95,7 @@ def counted(kernels: Sequence[HotKernel], arches: Sequence[str]) -> dict[str, di
 
     def make(work: Path) -> None:
         operator = Kernels("checked", library)
-        found = {
-            kernel.name: {arch: asdict(emulate(kernel, arch, operator)) for arch in arches}
-            for kernel in kernels
-            if kernel.family in CALLS
-        }
+        found = {kernel.name: {arch: asdict(emulate(kernel, arch, operator)) for arch in arches} for kernel in kernels}
         (work / "counts.json").write_text(json.dumps(found))
 
     folder = emulation.kept(emulation.ROOT / ".build", "counts", [library, SOURCE, Path(__file__)], make)
@@ -110,44 +113,86 @@ def emulate(kernel: HotKernel, arch: str, kernels: Kernels) -> Counts:
         KeyError: if no call of its family is known.
         EmulationError: if the call fails, or another kernel runs than is meant.
     """
-    import torch
-
+    checker = emulation.Checked(kernels.path)
+    kernels.seed(0)
+    kernels.pretend(int(arch))
     call = CALLS[kernel.family]
+    buffers, run = (_operator if call.kernel else _module)(call, kernel, kernels)
+    with checker.watch(buffers):
+        run()
+    launches = [launch for launch in checker.launches() if kernel.is_called(launch.kernel)]
+    if len(launches) != 1:
+        raise emulation.EmulationError(f"{kernel.name} was meant, {[each.kernel for each in checker.launches()]} ran")
+    (launch,) = launches
+    traffic = [t for t in checker.traffic() if t.kernel == launch.kernel]
+    shared = checker.shared()[launch.kernel]
+    return Counts(
+        blocks=launch.blocks,
+        threads=launch.threads,
+        shared=launch.shared,
+        outputs=buffers["out"].numel(),
+        sectors=sum(t.requested for t in traffic),
+        least_sectors=sum(t.least for t in traffic),
+        bytes=32 * sum(t.fetched for t in traffic),
+        floor=sum(buffers[name].nbytes for name in {t.buffer for t in traffic} - {"work"})
+        + 32 * sum(t.touched for t in traffic if t.buffer == "work"),
+        wavefronts=shared["wavefronts"],
+        least_wavefronts=shared["least_wavefronts"],
+    )
+
+
+def _operator(call: Call, kernel: HotKernel, kernels: Kernels) -> tuple[dict[str, Tensor], Callable[[], object]]:
+    """The tensors of a call of the operator by the kernel of that name, and the call."""
     size, stride = (*kernel.numbers, 1)[:2]
-    (n, c, h, w), dtype = call.shape, getattr(torch, kernel.dtype)
+    n, c, h, w = call.shape
     out_size = (h - 1) // stride + 1, (w - 1) // stride + 1
-    layout = torch.channels_last if call.channels_last else torch.contiguous_format
     shapes = {
         "features": call.shape,
         "channel": (n, c, size, size),
         "spatial": (n, size * size, *out_size),
         "out": (n, c, *out_size),
     }
-    if call.backward:
-        shapes |= {f"grad_{name}": shapes[name] for name in ("features", "channel", "spatial")}
-    buffers = {name: torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout) for name, shape in shapes.items()}
-    checker = emulation.Checked(kernels.path)
-    kernels.seed(0)
-    kernels.pretend(int(arch))
-    features, channel, spatial, out, *gradients = buffers.values()
-    with checker.watch(buffers):
+    gradients = [f"grad_{name}" for name in ("features", "channel", "spatial") if call.backward]
+    shapes |= {name: shapes[name.removeprefix("grad_")] for name in gradients}
+    buffers = {name: _zeros(shape, call, kernel) for name, shape in shapes.items()}
+    features, channel, spatial, out = (buffers[name] for name in ("features", "channel", "spatial", "out"))
+
+    def run() -> None:
         if call.backward:
-            kernels.backward(out, features, channel, spatial, gradients, kernel=call.kernel)
+            found = [buffers[name] for name in gradients]
+            kernels.backward(out, features, channel, spatial, found, kernel=call.kernel)
         else:
             kernels.forward(features, channel, spatial, out, stride=stride, entry="cuda_forward_by", kernel=call.kernel)
-    launches = [launch for launch in checker.launches() if not launch.kernel.startswith("sum_parts_kernel")]
-    if len(launches) != 1 or not kernel.is_called(launches[0].kernel):
-        raise emulation.EmulationError(f"{kernel.name} was meant, {[launch.kernel for launch in launches]} ran")
-    traffic, shared = checker.traffic(), checker.shared()[launches[0].kernel]
-    return Counts(
-        blocks=launches[0].blocks,
-        threads=launches[0].threads,
-        shared=launches[0].shared,
-        outputs=out.numel(),
-        sectors=sum(t.requested for t in traffic),
-        least_sectors=sum(t.least for t in traffic),
-        bytes=32 * sum(t.fetched for t in traffic),
-        floor=sum(tensor.numel() * tensor.element_size() for tensor in buffers.values()),
-        wavefronts=shared["wavefronts"],
-        least_wavefronts=shared["least_wavefronts"],
-    )
+
+    return buffers, run
+
+
+def _module(call: Call, kernel: HotKernel, kernels: Kernels) -> tuple[dict[str, Tensor], Callable[[], object]]:
+    """The tensors of a call of the fused module, and the call."""
+    size, c = kernel.numbers[0], call.shape[1]
+    taps = size * size
+    shapes = {
+        "spatial_weight": (taps, c, 1, 1),
+        "spatial_bias": (taps,),
+        "squeeze_weight": (HIDDEN, c, 1, 1),
+        "squeeze_bias": (HIDDEN,),
+        "excite_weight": (c * taps, HIDDEN, 1, 1),
+        "excite_bias": (c * taps,),
+        "channel_std": (c * taps,),
+    }
+    buffers = {name: _zeros(shape, call, kernel) for name, shape in shapes.items()}
+    parameters = list(buffers.values())
+    buffers |= {name: _zeros(call.shape, call, kernel) for name in ("features", "out")}
+    if call.backward:
+        buffers |= {f"grad_{name}": _zeros(tuple(buffers[name].shape), call, kernel) for name in ("features", *shapes)}
+    gradients = [buffers[f"grad_{name}"] for name in ("features", *shapes) if call.backward]
+    arguments = buffers["features"], parameters, buffers["out"], 1.0, size, 1, 1, 1, "mul", gradients
+    params, rooms = kernels.module_params(*arguments)
+    return {**buffers, **rooms}, lambda: kernels.call_module(params)
+
+
+def _zeros(shape: tuple[int, ...], call: Call, kernel: HotKernel) -> Tensor:
+    import torch
+
+    tensor = torch.zeros(shape, dtype=getattr(torch, kernel.dtype))
+    return tensor.contiguous(memory_format=torch.channels_last) if call.channels_last else tensor

@@ -187,24 +187,48 @@ class Kernels:
     ) -> list[Tensor]:
         """Computes `out` by the fused module; or `gradients`, of the features and the parameters, where they are given,
         from that of the output. Raises as `forward`. Returns the scratch memory, which began full of nan."""
+        settings = spatial_scale, kernel_size, dilation, stride, head, combine
+        p, rooms = self.module_params(features, parameters, out, *settings, gradients)
+        self.call_module(p)
+        return list(rooms.values())
+
+    def module_params(
+        self,
+        features: Tensor,
+        parameters: Sequence[Tensor],
+        out: Tensor,
+        spatial_scale: float,
+        kernel_size: int,
+        dilation: int,
+        stride: int,
+        head: int,
+        combine: str,
+        gradients: Sequence[Tensor | None] = (),
+    ) -> tuple[ModuleParams, dict[str, Tensor]]:
+        """What `call_module` is told for `module`, and the scratch memory of the call, full of nan."""
         n, c, k = *features.shape[:2], kernel_size
-        filters = (n, c, k, k), (n, head * k * k, *out.shape[2:])
-        rooms = [features.new_full(shape, float("nan")) for shape in filters * 2]
+        shapes = {"channel": (n, c, k, k), "spatial": (n, head * k * k, *out.shape[2:])}
+        shapes |= {f"grad_{name}": shape for name, shape in shapes.items()}
+        rooms = {name: features.new_full(shape, float("nan")) for name, shape in shapes.items()}
         p = ModuleParams()
-        p.params = self.params(features, rooms[0], rooms[1], out, stride, dilation, combine)
+        p.params = self.params(features, rooms["channel"], rooms["spatial"], out, stride, dilation, combine)
         p.head, p.hidden, p.spatial_scale, p.backward = head, parameters[2].shape[0], spatial_scale, bool(gradients)
         p.parameters = (View * 7)(*map(View.of, parameters))
         if gradients:
             p.params.grad_features = View.of(gradients[0])
-            p.params.grad_channel, p.params.grad_spatial = map(View.of, rooms[2:])
+            p.params.grad_channel, p.params.grad_spatial = (View.of(rooms[f"grad_{n}"]) for n in ("channel", "spatial"))
             p.grad_parameters = (View * 7)(*map(View.of, gradients[1:]))
         work = self._nan_bytes(self._bytes("cuda_module_work_bytes", "RKNS_12ModuleParamsEi", ctypes.byref(p), 0))
         p.params.work = work.data_ptr()
-        entry = "cuda_module_backward" if gradients else "cuda_module_forward"
-        error = getattr(self.library, f"_ZN3ddf{len(entry)}{entry}ERKNS_12ModuleParamsEiPv")(ctypes.byref(p), 0, None)
+        return p, {"work": work, **rooms}
+
+    def call_module(self, params: ModuleParams) -> None:
+        """Runs the fused module, its way back where `params.backward`; raises as `forward`."""
+        entry = "cuda_module_backward" if params.backward else "cuda_module_forward"
+        function = getattr(self.library, f"_ZN3ddf{len(entry)}{entry}ERKNS_12ModuleParamsEiPv")
+        error = function(ctypes.byref(params), 0, None)
         if error:
             raise EmulationError(self._error_string(error).decode())
-        return [work, *rooms]
 
     @staticmethod
     def params(
