@@ -214,22 +214,30 @@ def test_spare_pages_are_there_when_an_allocation_needs_them() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or len(affinity()) < 2, reason="needs Linux and two cores")
-def test_threads_are_bound_to_a_core_each() -> None:
+def test_the_threads_that_compute_are_bound_to_a_core_each() -> None:
     code = (
         "import os, torch\n"
         "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\n"
-        "from suites.core.machine import bind_threads\n"
-        "torch.set_num_threads(2)\n"
-        "torch.zeros(2**20).add_(1)\n"
-        "print(bind_threads(1), bind_threads(3), bind_threads(2))\n"
-        "threads = sorted(map(int, os.listdir('/proc/self/task')))\n"
-        "print(*map(os.sched_getaffinity, threads), sep=';')\n"
+        "from pathlib import Path\n"
+        "from suites.core.worker import prepare_process\n"
+        "assert prepare_process({'malloc': 'default', 'threads': 2, 'tf32': 0}, 'cpu')\n"
+        "a = torch.ones(1024, 1024)\n"
+        "def ticks(thread): return int(Path(f'/proc/self/task/{thread}/stat').read_text().split()[13])\n"
+        "before = {int(thread): ticks(thread) for thread in os.listdir('/proc/self/task')}\n"
+        "while max(ticks(thread) - before[thread] for thread in before) < 40: a @ a\n"
+        "busy = [thread for thread in before if ticks(thread) - before[thread] > 10]\n"
+        "print(*sorted(str(os.sched_getaffinity(thread)) for thread in busy), sep=';')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    said, places = done.stdout.splitlines()
-    assert said == "False False True"
     first, second = affinity()[:2]
-    assert places.split(";")[:2] == [f"{{{first}}}", f"{{{second}}}"]
+    assert done.stdout.strip() == f"{{{first}}};{{{second}}}"
+
+
+def test_threads_have_places_where_they_are_most_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PROCESSORS", tuple(range(4)))
+    monkeypatch.setattr(machine, "read", lambda path: "")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert [len(machine.places(count)) for count in (1, 2, 3, 4, 5)] == [0, 0, 3, 4, 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or len(affinity()) < 2, reason="needs Linux and two cores")

@@ -37,11 +37,10 @@ def closure(case: str, device: str) -> Call:
 
     from ops import Point, load, op_files
     from suites.core.devices import open_device
-    from suites.core.machine import cores
     from suites.core.worker import prepare_process
 
     name, impl, size = case.split("/")
-    prepare_process({"malloc": "steady", "threads": cores(), "tf32": 0}, device)
+    prepare_process({"malloc": "steady", "threads": len(PROCESSORS), "tf32": 0}, device)
     torch.set_grad_enabled(False)
     op = next(ops[name] for ops in map(load, op_files()) if name in ops)
     where = open_device(device).torch

@@ -44,19 +44,21 @@ def affinity() -> tuple[int, ...]:
 PROCESSORS = affinity()
 
 
-def bind_threads(count: int) -> bool:
-    """Binds the first `count` threads of this process to their `places`.
+def threads() -> set[int]:
+    """The threads of this process, by the system's numbers; none where it does not tell (Linux does)."""
+    return set(map(int, os.listdir("/proc/self/task"))) if sys.platform == "linux" else set()
+
+
+def bind_threads(threads: Sequence[int]) -> bool:
+    """Binds threads of this process to their `places`.
 
     Returns:
         Whether they are bound.
     """
-    where = places(count)
-    threads = sorted(map(int, os.listdir("/proc/self/task"))) if where else []
-    if not where or len(threads) < count:
-        return False
-    for thread, place in zip(threads[:count], where, strict=True):
+    where = places(len(threads))
+    for thread, place in zip(threads, where, strict=False):
         os.sched_setaffinity(thread, place)
-    return True
+    return bool(where)
 
 
 def places(count: int) -> list[set[int]]:

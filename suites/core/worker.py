@@ -16,6 +16,7 @@ Requests (`do`):
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from reports import Json
 from suites import Case, suites
 from suites.core import heap
 from suites.core.clocks import Clock
-from suites.core.machine import bind_threads
+from suites.core.machine import bind_threads, threads
 
 #: Elements that torch gives a thread at least.
 GRAIN = 2**15
@@ -162,8 +163,10 @@ def prepare_process(process: Mapping[str, Any], device: str, bind: bool = True) 
     torch.backends.cudnn.benchmark = True
     if device != "cpu" or not bind:
         return False
-    torch.zeros(GRAIN * process["threads"]).add_(1)  # starts all threads
-    return bind_threads(process["threads"])
+    others = threads()  # the main one, and those of a pool that computes nothing here
+    torch.zeros(GRAIN * process["threads"])  # starts those that compute beside the main one
+    computing = [os.getpid(), *sorted(threads() - others)]
+    return len(computing) == process["threads"] and bind_threads(computing)
 
 
 def declaration(op: Op, file: str) -> Json:
