@@ -68,7 +68,7 @@ _COLUMN = Layout(3.35, 1.9, 0.72, False, ("svg", "png", "pdf"), 300)
 
 
 class _Paper:
-    """The same plots for a paper; the picture of growth has three panels and spans two columns."""
+    """The same plots for a paper; the pictures of growth and of the roofline span two columns."""
 
     NAME = NAME
     ORDER = ORDER
@@ -92,7 +92,7 @@ def _serialize(runs: list[Run], layout: Layout) -> dict[str, str | bytes]:
             figure = _draw(picture, colors, styles, layout)
             files |= {f"{picture.path}.{kind}": _render(figure, kind, layout.dpi) for kind in layout.kinds}
         for roofline in rooflines(Arrangement(runs)):
-            figure = _draw_roofline(roofline, colors, styles)
+            figure = _draw_roofline(roofline, colors, styles, layout)
             files |= {f"{roofline.path}.{kind}": _render(figure, kind, layout.dpi) for kind in layout.kinds}
         slopes = drawn_growths(runs)
         if slopes:
@@ -101,17 +101,21 @@ def _serialize(runs: list[Run], layout: Layout) -> dict[str, str | bytes]:
     return files
 
 
-def _draw_roofline(roofline: Roofline, colors: dict[str, str], styles: dict[str, Style]) -> Figure:
+def _draw_roofline(roofline: Roofline, colors: dict[str, str], styles: dict[str, Style], layout: Layout) -> Figure:
     """Both axes logarithmic: roofs as lines, a point for each case, those of one series joined from small to large."""
     from matplotlib.figure import Figure
 
     series = list(dict.fromkeys(point.series for point in roofline.points))
-    width, height = 8.6, max(4.8, 0.19 * len(series) + 1.4)
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((1.1 / width, 0.6 / height, 1 - 3.4 / width, 1 - 1.4 / height))
-    figure.text(0.12 / width, 1 - 0.12 / height, "Roofline", weight="bold", size=12, va="top")
-    note = "roofs measured in the same run: copies of the sizes that the cases move, and arithmetic"
-    figure.text(0.12 / width, 1 - 0.38 / height, f"{roofline.where}; {note}", size=9, color=_GREY, va="top")
+    scale, above = layout.scale, 1.0 if layout.titled else 0.35
+    width, height = 8.6, max(4.8, 0.19 * len(series) + 1.4) - 1.0 + above
+    figure = Figure(figsize=(width * scale, height * scale))
+    axes = figure.add_axes((1.1 / width, 0.6 / height, 1 - 3.4 / width, 1 - (0.6 + above) / height))
+    if layout.titled:
+        figure.text(0.12 / width, 1 - 0.12 / height, "Roofline", weight="bold", size=12, va="top")
+        note = "roofs measured in the same run: copies of the sizes that the cases move, and arithmetic"
+        figure.text(0.12 / width, 1 - 0.38 / height, f"{roofline.where}; {note}", size=9, color=_GREY, va="top")
+    upwards = "multiply-accumulates a second"
+    figure.text(0.12 / width, 1 - (above - 0.28) / height, upwards, size=10 * scale, va="top")
     axes.set_xscale("log")
     axes.set_yscale("log")
     xs, ys = [p.intensity for p in roofline.points], [p.rate for p in roofline.points]
@@ -120,22 +124,7 @@ def _draw_roofline(roofline: Roofline, colors: dict[str, str], styles: dict[str,
     bottom = min([*ys, *(copy * low for copy in roofline.copies)])
     axes.set_xlim(low, high)
     axes.set_ylim(bottom / 2, top * 2.5)
-    for name, ceiling in roofline.ceilings.items():
-        axes.axhline(ceiling, color="black", linewidth=1.2)
-        text = f"{name} {quantity('', 'MAC/s', ceiling)}"
-        axes.text(0.5, ceiling * 1.05, text, size=8, ha="center", transform=axes.get_yaxis_transform())
-    for copy in roofline.copies:
-        end = min(high, top / copy)
-        axes.plot([low, end], [low * copy, end * copy], "--", color="black", linewidth=1)
-        axes.annotate(
-            f"copy {quantity('', 'B/s', copy)}",
-            (low * 1.15, low * 1.15 * copy),
-            xytext=(0, 5),
-            textcoords="offset points",
-            size=8,
-            rotation=math.degrees(math.atan2(*_slope(axes))),
-            rotation_mode="anchor",
-        )
+    _draw_roofs(axes, roofline, (low, high), top, scale)
     for one in series:
         marker, line = styles[one.impl]
         some = [point for point in roofline.points if point.series == one]
@@ -146,18 +135,47 @@ def _draw_roofline(roofline: Roofline, colors: dict[str, str], styles: dict[str,
             marker=marker,
             color=colors[one.op],
             linewidth=0.8,
-            markersize=5,
+            markersize=5 * scale,
             label=_short(one.label),
         )
-    figure.legend(loc="upper left", bbox_to_anchor=(1 - 2.2 / width, 1 - 0.7 / height), fontsize=8, frameon=False)
+    corner = (1 - 2.2 / width, 1 - (above - 0.3) / height)
+    figure.legend(loc="upper left", bbox_to_anchor=corner, fontsize=8 * scale, frameon=False)
     for axis, (least, most), unit in ((axes.xaxis, axes.get_xlim(), "1"), (axes.yaxis, axes.get_ylim(), "MAC/s")):
         decades = range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)
         axis.set_ticks([10.0**n for n in decades], labels=[round_quantity("", unit, 10.0**n) for n in decades])
         axis.minorticks_off()
-    axes.set_xlabel("multiply-accumulates for each byte that must move")
-    axes.set_ylabel("multiply-accumulates a second")
+    axes.tick_params(labelsize=10 * scale)
+    axes.set_xlabel("multiply-accumulates for each byte that must move", size=10 * scale)
     axes.grid(True, color="#DDDDDD", linewidth=0.7)
     return figure
+
+
+def _draw_roofs(axes: Axes, roofline: Roofline, ends: tuple[float, float], top: float, scale: float) -> None:
+    """Arithmetic as level lines, the highest named above it and others below; copies as slopes up to it.
+
+    Args:
+        ends: of the axis along.
+        top: where slopes end.
+    """
+    highest = max(roofline.ceilings.values(), default=0.0)
+    for name, ceiling in roofline.ceilings.items():
+        axes.axhline(ceiling, color="black", linewidth=1.2)
+        place, side = (ceiling * 1.08, "bottom") if ceiling == highest else (ceiling / 1.08, "top")
+        text = f"{name} {quantity('', 'MAC/s', ceiling)}"
+        axes.text(0.5, place, text, size=8 * scale, ha="center", va=side, transform=axes.get_yaxis_transform())
+    low, high = ends
+    for copy in roofline.copies:
+        end = min(high, top / copy)
+        axes.plot([low, end], [low * copy, end * copy], "--", color="black", linewidth=1)
+        axes.annotate(
+            f"copy {quantity('', 'B/s', copy)}",
+            (low * 1.15, low * 1.15 * copy),
+            xytext=(0, 5 * scale),
+            textcoords="offset points",
+            size=8 * scale,
+            rotation=math.degrees(math.atan2(*_slope(axes))),
+            rotation_mode="anchor",
+        )
 
 
 def _slope(axes: Axes) -> tuple[float, float]:
