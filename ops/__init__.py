@@ -182,6 +182,8 @@ class Costs:
         left_out: arithmetic that some count as multiply-accumulates and `macs` leaves out, by kind:
             `attention_products` (of queries, keys and values), `mixing` (of filters from learned ones), `similarities`
             (of guides), `interpolation` (of what is read between pixels), `normalisation` (two for each element).
+        combined: products or sums that make one filter of two, as of both filters of a DDF, and on the way back the
+            same of what is multiplied by a gradient: no multiply-accumulates, but they keep the same units busy.
     """
 
     params: Mapping[str, int]
@@ -189,6 +191,12 @@ class Costs:
     floor_bytes: int
     memory: Mapping[str, int]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    combined: int = 0
+
+    @property
+    def operations(self) -> int:
+        """What is held against the arithmetic roof: `macs`, and `combined`, each as one."""
+        return sum(self.macs.values()) + self.combined
 
 
 @dataclass

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import Axis, Closure, Costs, Inputs, Op, Point, Skip
 from .core import native, native_up, published
-from .core.closed_forms import applied, held
+from .core.closed_forms import applied, combinations, held
 from .core.kernels import backward_kernels, kernels
 from .core.seeded import fill_convolution, normal, placed
 from .core.taps import windows
@@ -852,6 +852,7 @@ class DDFModule(Op):
             },
             floor_bytes=elements * point.itemsize,
             memory=held(point, features=features, parameters=parameters, filters=filters, output=output),
+            combined=combinations(point, output * taps) if branches == "both" else 0,
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import AXES, Axis, Closure, Costs, Inputs, Op, Point, Skip
 from .core import native_up
-from .core.closed_forms import held
+from .core.closed_forms import combinations, held
 from .core.seeded import fill_convolution, normal, placed
 from .core.upsampling import SCALE, out_pixels, scale_of
 from .ddf import (
@@ -73,6 +73,7 @@ class DDFUpOp(Op):
             macs={"dynamic_filter": (4 if point.backward else 1) * output * point.taps},
             floor_bytes=(3 * read + 2 * output if point.backward else read + output) * point.itemsize,
             memory=held(point, features=features, given_filters=filters, output=output),
+            combined=combinations(point, output * point.taps),
         )
 
 
@@ -204,6 +205,7 @@ class DDFUp(Op):
             },
             floor_bytes=elements * point.itemsize,
             memory=held(point, **{name: count for name, count in parts.items() if count}),
+            combined=combinations(point, output * taps),
         )
 
 

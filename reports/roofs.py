@@ -1,8 +1,7 @@
 """How near each case of the suite `latency` comes to both roofs of its own rounds: `roofs.md`.
 
 The copy roof takes the time of a copy that moves as many bytes as the case must. The arithmetic roof takes the
-operations of a case at the rate of the measured multiply-adds (or products of matrices): a multiply-add for each
-multiply-accumulate, and for `ddf_op` the product or sum of its two filters as well, which occupies the same units.
+operations of a case (`ops.Costs.operations`) at the rate of the measured multiply-adds (or products of matrices).
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ ORDER = 54
 ON_REQUEST = True
 FILE = "roofs.md"
 
-#: Operations for each multiply-accumulate, where there are more than one.
-OPERATIONS = {"ddf_op": 2}
-
 HEADER = ("case", "layout", "k", "resolution", "time", "of the copy roof", "of the arithmetic roof")
 
 
@@ -35,15 +31,16 @@ def serialize(runs: list[Run]) -> dict[str, str | bytes]:
 
 
 def _rows(records: list[Record]) -> Iterator[list[str]]:
-    """A row for each case that was held against both roofs, forward alone: backward has other operations."""
+    """A row for each case that was held against both roofs, forward alone."""
     for record in sorted((r for r in records if r.suite == "latency" and r.status == "ok"), key=_place):
         values = {m.name: m.value for m in record.metrics}
         time = values.get("latency_device") or values.get("latency_wall")
         copy, arithmetic = values.get("roof_copy"), values.get("roof_arithmetic")
-        if not (time and copy and arithmetic) or record.axes["direction"] != "forward":
+        operations = values.get("operations")
+        if not (time and copy and arithmetic and operations) or record.axes["direction"] != "forward":
             continue
         moved = (values["floor_bytes"] or 0) / copy
-        operated = (values["macs"] or 0) * OPERATIONS.get(record.op, 1) / arithmetic
+        operated = operations / arithmetic
         yield [
             f"{record.op}/{record.impl}",
             str(record.axes["layout"]),

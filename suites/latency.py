@@ -33,6 +33,7 @@ class Latency(Suite):
                 reason = f"wrong result: error {error:.3g} of the sum of absolute terms, allowed {bench.tolerance:.3g}"
                 return Begun(metrics, failure=reason)
         metrics.append(Metric("macs", "MAC", sum(bench.costs.macs.values())))
+        metrics.append(Metric("operations", "1", bench.costs.operations))
         metrics.append(Metric("floor_bytes", "B", bench.costs.floor_bytes))
         working_set = sum(bench.costs.memory.values())
         clocks = bench.clocks(self.without)

@@ -45,7 +45,10 @@ class FakeWorker:
         server = self._server
         if request["do"] == "begin":
             server.session.begun.append((server.tree.name, request))
-            metrics = [{"name": "macs", "unit": "MAC", "value": 1}, {"name": "floor_bytes", "unit": "B", "value": 8}]
+            metrics = [
+                {"name": "operations", "unit": "1", "value": 1},
+                {"name": "floor_bytes", "unit": "B", "value": 8},
+            ]
             return {"status": "ok", "metrics": metrics, "clocks": request["clocks"], "settings": {"roof": "fma"}}
         server.session.order.append(server.tree.name)
         if self._blocks == server.session.late.get(server.tree.name):

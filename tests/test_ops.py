@@ -385,6 +385,14 @@ def test_memory_and_floor_are_the_bytes_of_real_tensors(name: str, point: Point)
     assert both.floor_bytes == costs.floor_bytes + backward.get(name, 2 * sum(size.values()) + output)
 
 
+@pytest.mark.parametrize(("name", "forward", "both"), [("ddf_op", 18, 63), ("dwconv", 9, 27), ("involution_op", 9, 27)])
+def test_operations_of_an_output_are_those_of_the_loops(name: str, forward: int, both: int) -> None:
+    """At k = 3: two filters take a product more a tap, their gradients two."""
+    for direction, expected in (("forward", forward), ("forward_backward", both)):
+        costs = OPS[name].costs(Point(batch=2, channels=32, height=5, width=7, direction=direction))
+        assert costs.operations == expected * 2 * 32 * 5 * 7
+
+
 def test_floors_are_those_worked_out_by_hand() -> None:
     """MB at N = 32, C = 256, k = 3, float32; the module without biases and learned std, which the figures leave out."""
     table = {

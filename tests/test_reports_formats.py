@@ -552,10 +552,14 @@ def test_places_where_a_metric_means_nothing_have_no_row() -> None:
 
 def test_both_roofs_are_told_with_the_operations_of_the_op() -> None:
     """18 operations an output of `ddf_op`, 9 of a depthwise convolution; no row for what has no roofs."""
-    known = {"latency_wall": 1e-3, "macs": 9e6, "floor_bytes": 2e6, "roof_copy": 4e9, "roof_arithmetic": 3e10}
+    known = {"latency_wall": 1e-3, "floor_bytes": 2e6, "roof_copy": 4e9, "roof_arithmetic": 3e10}
     metrics = [Metric(name, "1", value) for name, value in known.items()]
-    cases = [record("latency", op, "torch", 56, metrics=metrics) for op in ("ddf_op", "dwconv")]
-    backward = record("latency", "conv", "torch", 56, metrics=metrics, direction="forward_backward")
+    cases = [
+        record("latency", op, "torch", 56, metrics=[*metrics, Metric("operations", "1", operations)])
+        for op, operations in (("ddf_op", 18e6), ("dwconv", 9e6))
+    ]
+    every = [*metrics, Metric("operations", "1", 9e6)]
+    backward = record("latency", "conv", "torch", 56, metrics=every, direction="forward_backward")
     run = Run(Path("runs/one"), environment(), [*cases, backward, record("latency", "conv", "torch", 7)])
     rows = str(formats()["roofs"].serialize([run])["roofs.md"]).splitlines()[4:]
     assert rows == [

@@ -55,7 +55,10 @@ class FakeWorker:
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         if request["do"] == "begin":
-            metrics = [{"name": "macs", "unit": "MAC", "value": 100}, {"name": "floor_bytes", "unit": "B", "value": 8}]
+            metrics = [
+                {"name": "operations", "unit": "1", "value": 100},
+                {"name": "floor_bytes", "unit": "B", "value": 8},
+            ]
             return {"status": "ok", "metrics": metrics, "clocks": ["latency_wall"], "settings": {"roof": "fma"}}
         if request["do"] == "roofs":
             return {"status": "ok", "work": {"copy:8": 8, "matmul": 1000.0, "fma": 50.0}}
@@ -171,14 +174,14 @@ def test_the_roof_that_takes_longer_binds(copy_seconds: float, binding: str) -> 
         ]
     metrics = [
         Metric("floor_bytes", "B", 8),
-        Metric("macs", "MAC", 100),
+        Metric("operations", "1", 100),
         Metric("latency_wall", "s", 0.8, 0.4, 1.6),
     ]
     settings = {"roof": "fma"}
     found = {metric.name: metric for metric in roof_metrics(metrics, settings, roofs)}
     assert found["roof_copy"].value == pytest.approx(8 / copy_seconds)
     assert found["roof_arithmetic"].value == pytest.approx(500)
-    # 100 MACs at 500 a second take 0.2 s
+    # 100 operations at 500 a second take 0.2 s
     fraction, low, high = (0.5, 0.25, 1.0) if binding == "copy" else (0.25, 0.125, 0.5)
     assert found["roof_fraction"].value == pytest.approx(fraction)
     assert (found["roof_fraction"].low, found["roof_fraction"].high) == pytest.approx((low, high))

@@ -369,17 +369,17 @@ def readings(outcome: Outcome) -> list[Metric]:
 def roof_metrics(metrics: list[Metric], settings: Json, roofs: Roofs) -> list[Metric]:
     """The roofs of the same rounds, and the fraction of the binding one that was reached.
 
-    The roof binds that takes longer: to copy the floor bytes, or to do the multiply-accumulates.
+    The roof binds that takes longer: to copy the floor bytes, or to do the operations.
     """
     known = {metric.name: metric for metric in metrics}
     latency = known.get("latency_device") or known.get("latency_wall")
     if latency is None or latency.value is None:
         return []
-    floor, macs = known["floor_bytes"].value or 0, known["macs"].value or 0
+    floor, operations = known["floor_bytes"].value or 0, known["operations"].value or 0
     found, times = [], {}
     for name, unit, rate, work in (
         ("roof_copy", "B/s", roofs.rate(f"copy:{floor:.0f}"), floor),
-        ("roof_arithmetic", "MAC/s", roofs.rate(settings["roof"]), macs),
+        ("roof_arithmetic", "MAC/s", roofs.rate(settings["roof"]), operations),
     ):
         if rate is not None:
             found.append(Metric(name, unit, *rate, better=None))
