@@ -243,13 +243,103 @@ __global__ void arrivals_of_all(Arrays a) {
   a.out[threadIdx.x] = a.in[threadIdx.x];
 }
 
+// Clusters of 2 of 4 blocks, each of which leaves what it has read in the other one's memory.
+template <bool kRight>
+__global__ void cluster_barrier(Arrays a) {
+  DDF_SHARED(float, tile, [kThreads]);
+  ddf::cluster_arrive();
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const float value = a.in[i];
+  ddf::cluster_wait();
+  ddf::in_block(tile, 1 - blockIdx.x % 2)[threadIdx.x] = value;
+  __syncthreads();
+  if (kRight) ddf::cluster_arrive();
+  if (kRight) ddf::cluster_wait();
+  a.out[i] = tile[kThreads - 1 - threadIdx.x];
+  if (!kRight) ddf::cluster_arrive();
+  if (!kRight) ddf::cluster_wait();
+}
+
+// Likewise, but each block reads the other one's memory, which is then filled again.
+template <bool kRight>
+__global__ void second_cluster_barrier(Arrays a) {
+  DDF_SHARED(float, tile, [kThreads]);
+  float sum = 0;
+  for (int round = 0; round < 2; ++round) {
+    tile[threadIdx.x] = a.in[(round * 4 + blockIdx.x) * kThreads + threadIdx.x];
+    ddf::cluster_arrive();
+    ddf::cluster_wait();
+    const float* const other = ddf::in_block(tile, 1 - blockIdx.x % 2);
+    sum += other[threadIdx.x];
+    if (kRight || round == 1) ddf::cluster_arrive();
+    if (kRight || round == 1) ddf::cluster_wait();
+  }
+  a.out[blockIdx.x * kThreads + threadIdx.x] = sum;
+}
+
+// The other block may not have begun.
+template <bool kRight>
+__global__ void cluster_has_begun(Arrays a) {
+  DDF_SHARED(float, tile, [kThreads]);
+  if (kRight) ddf::cluster_arrive();
+  if (kRight) ddf::cluster_wait();
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  ddf::in_block(tile, 1 - blockIdx.x % 2)[threadIdx.x] = a.in[i];
+  ddf::cluster_arrive();
+  ddf::cluster_wait();
+  a.out[i] = tile[threadIdx.x];
+}
+
+// The other block may have left.
+template <bool kRight>
+__global__ void cluster_is_there(Arrays a) {
+  DDF_SHARED(float, tile, [kThreads]);
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  tile[threadIdx.x] = a.in[i];
+  ddf::cluster_arrive();
+  ddf::cluster_wait();
+  a.out[i] = ddf::in_block(tile, 1 - blockIdx.x % 2)[threadIdx.x];
+  if (kRight) ddf::cluster_arrive();
+  if (kRight) ddf::cluster_wait();
+}
+
+template <bool kRight>
+__global__ void awaited_cluster(Arrays a) {
+  ddf::cluster_arrive();
+  if (kRight) ddf::cluster_wait();
+  a.out[blockIdx.x * kThreads + threadIdx.x] = a.in[blockIdx.x * kThreads + threadIdx.x];
+}
+
+template <bool kRight>
+__global__ void cluster_of_all(Arrays a) {
+  if (kRight || blockIdx.x % 2) ddf::cluster_arrive();
+  if (kRight || blockIdx.x % 2) ddf::cluster_wait();
+  a.out[blockIdx.x * kThreads + threadIdx.x] = a.in[blockIdx.x * kThreads + threadIdx.x];
+}
+
+template <bool kRight>
+__global__ void cluster_bounds(Arrays a) {
+  DDF_SHARED(float, tile, [kThreads]);
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  ddf::cluster_arrive();
+  ddf::cluster_wait();
+  float* const other = ddf::in_block(tile, 1 - blockIdx.x % 2);
+  other[threadIdx.x + (kRight ? 0 : 1)] = a.in[i];
+  ddf::cluster_arrive();
+  ddf::cluster_wait();
+  a.out[i] = tile[threadIdx.x];
+}
+
 }  // namespace
 
-#define KERNEL(name, blocks)                                                \
-  if (!strcmp(asked, #name)) {                                              \
-    return launch({dim3(blocks), dim3(kThreads), kThreads * sizeof(float)}, \
-                  right ? name<true> : name<false>, Arrays{in, out});       \
+#define KERNEL(name, ...)                                                                \
+  if (!strcmp(asked, #name)) {                                                           \
+    return launch(grid(__VA_ARGS__), right ? name<true> : name<false>, Arrays{in, out}); \
   }
+
+static ddf::Grid grid(unsigned blocks, unsigned cluster = 1) {
+  return {dim3(blocks), dim3(kThreads), kThreads * sizeof(float), nullptr, cluster};
+}
 
 extern "C" int run(const char* asked, int right, const float* in, float* out) {
   KERNEL(block_barrier, 1)
@@ -275,6 +365,13 @@ extern "C" int run(const char* asked, int right, const float* in, float* out) {
   KERNEL(copy_after_all_have_read, 1)
   KERNEL(awaited_bulk_copy, 1)
   KERNEL(arrivals_of_all, 1)
+  KERNEL(cluster_barrier, 4, 2)
+  KERNEL(second_cluster_barrier, 4, 2)
+  KERNEL(cluster_has_begun, 4, 2)
+  KERNEL(cluster_is_there, 4, 2)
+  KERNEL(awaited_cluster, 4, 2)
+  KERNEL(cluster_of_all, 4, 2)
+  KERNEL(cluster_bounds, 4, 2)
   return -1;
 }
 

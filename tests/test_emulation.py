@@ -25,6 +25,7 @@ SEEDS = range(20)
 IN = torch.randn(4096, generator=torch.Generator().manual_seed(0))
 THREADS = torch.arange(64)
 ROUNDS = IN[:192].view(3, 64)
+PAIRS = IN[:512].view(2, 2, 2, 64).flip(2)  # by round and cluster; of its two blocks each has the other one's
 
 #: What the right form of each kernel in faults.cu leaves at the start of its output.
 EXPECTED: dict[str, Tensor] = {
@@ -51,6 +52,13 @@ EXPECTED: dict[str, Tensor] = {
     "copy_after_all_have_read": ROUNDS.flip(1)[0] + ROUNDS.flip(1)[1] + ROUNDS.flip(1)[2],
     "awaited_bulk_copy": IN[:384].view(6, 64).flip(1).sum(0),
     "arrivals_of_all": IN[:64],
+    "cluster_barrier": PAIRS[0].flip(2).flatten(),
+    "second_cluster_barrier": PAIRS.sum(0).flatten(),
+    "cluster_has_begun": PAIRS[0].flatten(),
+    "cluster_is_there": PAIRS[0].flatten(),
+    "awaited_cluster": IN[:256],
+    "cluster_of_all": IN[:256],
+    "cluster_bounds": PAIRS[0].flatten(),
 }
 
 Ran = Callable[..., Tensor]
@@ -114,6 +122,8 @@ def test_what_is_right_passes_in_every_order(checked: emulation.Checked, ran: Ra
         ("last_block", "blocks", "out", "+= a.out["),
         ("copy_after_all_have_read", "block", "shared", "+= tile["),
         ("awaited_bulk_copy", "block", "shared", "+= tile["),
+        ("cluster_barrier", "blocks", "shared", "= tile["),
+        ("second_cluster_barrier", "blocks", "shared", "+= other["),
     ],
 )
 def test_races_are_found_whatever_the_order(
@@ -140,6 +150,10 @@ def test_what_is_unset_or_too_early_shows_in_the_output(ran: Ran, name: str) -> 
         ("same_barrier_for_all", r"__syncthreads is reached at line \d+ by some threads and at \d+ by others"),
         ("whole_mask", r"stuck: .* waits in __syncthreads at line \d+; .* waits in a warp operation at line \d+;"),
         ("arrivals_of_all", r"stuck: thread \(\d+,0,0\) of block \(0,0,0\) waits in an mbarrier"),
+        ("cluster_has_begun", r"thread .* asks for the memory of a block that may not have begun"),
+        ("cluster_is_there", r"thread .* returns, and the memory of another block that it used may be gone"),
+        ("awaited_cluster", r"thread .* returns before it has waited for the cluster"),
+        ("cluster_of_all", r"stuck: thread .* of block \([13],0,0\) waits in the cluster's barrier"),
     ],
 )
 def test_barriers_that_cannot_be_met_fail_the_launch(ran: Ran, name: str, said: str) -> None:
@@ -238,6 +252,7 @@ def test_sanitizers_pass_what_is_right() -> None:
     [
         ("shared_bounds", "heap-buffer-overflow", "= from["),
         ("dynamic_bounds", "heap-buffer-overflow", "tile[threadIdx.x + "),
+        ("cluster_bounds", "heap-buffer-overflow", "other[threadIdx.x + "),
         ("global_bounds", "heap-buffer-overflow", "= a.in["),
         ("aligned", "load of misaligned address", None),
     ],

@@ -1,7 +1,7 @@
 // What the kernels use of the GPU beyond plain C++, in forms that a CPU can stand in for.
 //
-// Launches, shared arrays, whole-vector loads and stores, asynchronous copies. Everything here has
-// two definitions: the GPU's, and one for CUDA_ON_CPU, where a C++ compiler compiles the kernels
+// Launches, shared arrays, whole-vector loads and stores, asynchronous copies, clusters. Everything
+// here has two definitions: the GPU's, and one for CUDA_ON_CPU, where a C++ compiler compiles the kernels
 // after suites/core/emulation/cuda_on_cpu.h. Kernels use these, __syncthreads, __syncwarp,
 // shuffles, votes and atomics, and no PTX of their own, and then run, unchanged, in both.
 #pragma once
@@ -35,6 +35,7 @@ struct Grid {
   dim3 blocks, threads;
   size_t shared = 0;  // bytes of dynamic shared memory; more than 48 KB are asked for by launch
   void* stream = nullptr;  // a cudaStream_t
+  unsigned cluster = 1;    // neighbouring blocks along x that run together; more than 1: sm_90 on
 };
 
 // Returns the error of the launch itself; nothing is synchronised.
@@ -51,6 +52,12 @@ cudaError_t launch(const Grid& grid, void (*kernel)(P...), const A&... arguments
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared;
   config.stream = static_cast<cudaStream_t>(grid.stream);
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = grid.cluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   return error == cudaSuccess ? cudaGetLastError() : error;
 }
@@ -299,6 +306,48 @@ __device__ inline void copy_bulk(void* to, const void* from, unsigned bytes, Arr
       : "memory");
 #else
   __trap();
+#endif
+}
+
+// ------------------------------------------------------------------- clusters of blocks, of sm_90
+//
+// The blocks of a cluster reach the shared memory of one another: in_block says where block `rank`
+// has what this one has at a place. cluster_arrive and cluster_wait are the halves of a barrier of
+// all their threads: what was done before the one is seen after the other. A block has begun by the
+// first such barrier, and none may leave before all are done with its memory: it takes two barriers
+// at least. Older architectures trap here too.
+
+__device__ inline void cluster_arrive() {
+#ifdef CUDA_ON_CPU
+  cuda_on_cpu::cluster_arrive();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+__device__ inline void cluster_wait() {
+#ifdef CUDA_ON_CPU
+  cuda_on_cpu::cluster_wait();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+template <typename T>
+__device__ inline T* in_block(T* shared, unsigned rank) {
+#ifdef CUDA_ON_CPU
+  return cuda_on_cpu::in_block(shared, rank);
+#elif __CUDA_ARCH__ >= 900
+  T* there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+  return there;
+#else
+  __trap();
+  return nullptr;
 #endif
 }
 

@@ -5,9 +5,10 @@
 // its inputs alone, not on the order in which threads and blocks were run.
 //
 // Races. Two accesses of the same two bytes, one of them a write and not both atomic, race unless
-// one happens before the other: within a thread, by a __syncthreads, by a __syncwarp or mbarrier
-// that both threads took part in (vector clocks; shuffles and votes order nothing), across blocks
-// by __threadfence and an atomic that both used. Launches follow one another.
+// one happens before the other: within a thread, by a __syncthreads, by a __syncwarp, mbarrier or
+// barrier of a cluster that both threads took part in (vector clocks; shuffles and votes order
+// nothing), across clusters by __threadfence and an atomic that both used. Launches follow one
+// another.
 //
 // Requests. The accesses of a warp from one place in the code are one request: the first that each
 // lane makes there after a barrier, the second, and so on. In global memory a request takes a
@@ -39,7 +40,7 @@ struct Mark {
   uint32_t block = 0;  // counted over all launches; 0 is none
   uint32_t clock;
   uint32_t site;
-  uint16_t thread;
+  uint16_t thread;  // in the cluster
   bool atomic;
 };
 
@@ -49,7 +50,7 @@ struct GlobalCell {
 
 struct SharedCell {
   Mark write;
-  std::vector<Mark> reads;  // since the write, or the last barrier of the block
+  std::vector<Mark> reads;  // since the write, or the last barrier of a block without a cluster
   uint32_t epoch = 0;
 };
 
@@ -61,19 +62,20 @@ struct Buffer {
 };
 
 struct SharedRegion {
+  unsigned block;  // of the cluster
   const char* begin;
   size_t bytes;
   std::vector<SharedCell> cells;
 };
 
 struct Event {
-  uint32_t warp, site, epoch, lane, rank;
+  uint32_t block, warp, site, epoch, lane, rank;
   int region;  // a buffer, or one of shared memory, counted down from -1
   uint32_t size;
   bool write;
   uint64_t offset;  // from the region's begin, plus the begin's distance from a whole sector
 
-  auto place() const { return std::tie(region, warp, site, epoch, write, rank); }
+  auto place() const { return std::tie(region, block, warp, site, epoch, write, rank); }
 };
 
 // What one kind of access to one buffer comes to.
@@ -129,65 +131,67 @@ class Checker : public cuda_on_cpu::Observer {
     launches.back().kernel = kernel;
     launches.back().grid = gridDim;
     launches.back().block = blockDim;
-    first_block_ = block_ + 1;
+    first_block_ = next_block_;
     released_.clear();
   }
 
-  void block_begins(unsigned threads) override {
-    ++block_;
+  void cluster_begins(unsigned blocks, unsigned threads) override {
+    threads_ = threads;
+    block_ = next_block_;
+    next_block_ += blocks;
     epoch_ = 1;
-    clocks_.assign(threads, std::vector<uint32_t>(threads, 0));
-    for (unsigned t = 0; t < threads; ++t) clocks_[t][t] = 1;
-    lane_epochs_.assign(threads, 0);
+    const size_t all = traffic_alone ? 0 : size_t(blocks) * threads;
+    clocks_.assign(all, std::vector<uint32_t>(all, 0));
+    for (size_t t = 0; t < all; ++t) clocks_[t][t] = 1;
+    lane_epochs_.assign(size_t(blocks) * threads, 0);
     arrivals_.clear();
-    acquired_.clear();
-    fenced_ = false;
+    acquired_.assign(blocks, {});
+    fenced_.assign(blocks, false);
   }
 
-  void block_ends() override {
+  void cluster_ends() override {
+    std::vector<size_t> shared(fenced_.size());
+    for (const SharedRegion& region : shared_) shared[region.block] += region.bytes;
     Launch& launch = launches.back();
-    size_t shared = 0;
-    for (const SharedRegion& region : shared_) shared += region.bytes;
-    launch.shared_bytes = std::max(launch.shared_bytes, shared);
+    launch.shared_bytes = std::max(launch.shared_bytes, *max_element(shared.begin(), shared.end()));
     count_requests();
     events_.clear();
     shared_.clear();
   }
 
-  void shared_array(const void*, void* data, size_t bytes) override {
+  void shared_array(unsigned block, void* data, size_t bytes) override {
     const std::vector<SharedCell> cells((bytes + kGranule - 1) / kGranule);
-    shared_.push_back({static_cast<const char*>(data), bytes, cells});
+    shared_.push_back({block, static_cast<const char*>(data), bytes, cells});
   }
 
-  void block_barrier() override {
-    ++epoch_;
-    for (uint32_t& e : lane_epochs_) ++e;
+  void block_barrier(unsigned block) override {
+    const size_t first = size_t(block) * threads_, end = first + threads_;
+    for (size_t t = first; t < end; ++t) ++lane_epochs_[t];
     if (traffic_alone) return;
-    // No one has seen more of a thread than it has itself.
-    std::vector<uint32_t> all(clocks_.size());
-    for (size_t t = 0; t < all.size(); ++t) all[t] = clocks_[t][t];
-    for (size_t t = 0; t < all.size(); ++t) {
-      clocks_[t] = all;
-      ++clocks_[t][t];
-    }
+    std::vector<unsigned> threads(threads_);
+    std::iota(threads.begin(), threads.end(), unsigned(first));
+    meet(threads);
+    if (clocks_.size() == threads_) ++epoch_;
   }
 
   void warp_barrier(unsigned first, unsigned mask) override {
     std::vector<unsigned> threads;
     bool whole = true;
-    for (unsigned t = first; t < first + 32 && t < clocks_.size(); ++t) {
+    const unsigned end = (first / threads_ + 1) * threads_;
+    for (unsigned t = first; t < first + 32 && t < end; ++t) {
       if (mask >> (t - first) & 1) {
         threads.push_back(t);
       } else {
         whole &= cuda_on_cpu::fibers[t].state == cuda_on_cpu::State::done;
       }
     }
-    meet(threads);
+    if (!traffic_alone) meet(threads);
     if (!whole) return;
     for (const unsigned t : threads) ++lane_epochs_[t];
   }
 
   void arrives(const void* arrivals) override {
+    if (traffic_alone) return;
     std::vector<uint32_t>& seen = arrivals_[arrivals];
     seen.resize(clocks_.size());
     join(seen, clocks_[running]);
@@ -199,7 +203,7 @@ class Checker : public cuda_on_cpu::Observer {
     if (seen != arrivals_.end()) join(clocks_[running], seen->second);
   }
 
-  void fence() override { fenced_ = true; }
+  void fence() override { fenced_[running / threads_] = true; }
 
   void access(const void* address, size_t size, bool write, const void* from) override {
     see(static_cast<const char*>(address), size, write, false, from);
@@ -212,8 +216,9 @@ class Checker : public cuda_on_cpu::Observer {
   void atomic(const void* address, size_t size, const void* from) override {
     see(static_cast<const char*>(address), size, true, true, from);
     std::set<uint32_t>& released = released_[address];
-    if (fenced_) released.insert(block_);
-    acquired_.insert(released.begin(), released.end());
+    const unsigned block = running / threads_;
+    if (fenced_[block]) released.insert(block_ + block);
+    acquired_[block].insert(released.begin(), released.end());
   }
 
   void see(const char* address, size_t size, bool write, bool atomic, const void* from,
@@ -247,14 +252,18 @@ class Checker : public cuda_on_cpu::Observer {
   }
 
  private:
-  uint32_t block_ = 0, first_block_ = 1, epoch_ = 0;
+  // Blocks are numbered from 1 over all launches: the cluster's first, the launch's first, the
+  // next.
+  uint32_t block_ = 0, first_block_ = 1, next_block_ = 1, threads_ = 0, epoch_ = 0;
   std::vector<std::vector<uint32_t>> clocks_;  // [a][b]: how much of thread b thread a has seen
   std::vector<uint32_t> lane_epochs_;
   std::unordered_map<const void*, std::vector<uint32_t>> arrivals_;
   std::vector<SharedRegion> shared_;
   std::vector<Event> events_;
-  bool fenced_ = false;
-  std::set<uint32_t> acquired_;  // blocks whose work before an atomic this one has seen
+  // Of each block of the cluster: whether it has fenced, and the blocks whose work before an atomic
+  // it has seen.
+  std::vector<bool> fenced_;
+  std::vector<std::set<uint32_t>> acquired_;
   std::unordered_map<const void*, std::set<uint32_t>> released_;
 
   static void join(std::vector<uint32_t>& into, const std::vector<uint32_t>& other) {
@@ -271,11 +280,13 @@ class Checker : public cuda_on_cpu::Observer {
   }
 
   Mark mark(uint32_t site, bool atomic) const {
-    return {block_, clocks_[running][running], site, uint16_t(running), atomic};
+    return {block_ + running / threads_, clocks_[running][running], site, uint16_t(running),
+            atomic};
   }
 
   void note(int region, uint64_t offset, size_t size, bool write, uint32_t site) {
-    events_.push_back({running / 32, site, lane_epochs_[running], running % 32, 0, region,
+    const uint32_t block = running / threads_, thread = running % threads_;
+    events_.push_back({block, thread / 32, site, lane_epochs_[running], thread % 32, 0, region,
                        uint32_t(size), write, offset});
   }
 
@@ -283,7 +294,7 @@ class Checker : public cuda_on_cpu::Observer {
 
   bool unordered(const Mark& before, const Mark& now) const {
     if (before.block < first_block_ || (before.atomic && now.atomic)) return false;
-    if (before.block != now.block) return !acquired_.count(before.block);
+    if (before.block < block_) return !acquired_[now.block - block_].count(before.block);
     return before.thread != now.thread && clocks_[now.thread][before.thread] < before.clock;
   }
 
@@ -331,7 +342,7 @@ class Checker : public cuda_on_cpu::Observer {
 
   void count_requests() {
     const auto by_lane = [](const Event& e) {
-      return std::tie(e.region, e.warp, e.site, e.epoch, e.write, e.lane);
+      return std::tie(e.region, e.block, e.warp, e.site, e.epoch, e.write, e.lane);
     };
     std::stable_sort(events_.begin(), events_.end(),
                      [&](const Event& a, const Event& b) { return by_lane(a) < by_lane(b); });
@@ -340,7 +351,8 @@ class Checker : public cuda_on_cpu::Observer {
     }
     std::stable_sort(events_.begin(), events_.end(),
                      [](const Event& a, const Event& b) { return a.place() < b.place(); });
-    std::map<std::pair<int, bool>, std::unordered_set<uint64_t>> touched;
+    // By buffer, whether written, and block.
+    std::map<std::tuple<int, bool, uint32_t>, std::unordered_set<uint64_t>> touched;
     for (size_t begin = 0, end; begin < events_.size(); begin = end) {
       for (end = begin; end < events_.size() && events_[end].place() == events_[begin].place();)
         ++end;
@@ -348,11 +360,12 @@ class Checker : public cuda_on_cpu::Observer {
       if (first.region < 0) {
         count_shared(begin, end);
       } else {
-        count_global(begin, end, touched[{first.region, first.write}]);
+        count_global(begin, end, touched[{first.region, first.write, first.block}]);
       }
     }
     for (const auto& [key, sectors] : touched) {
-      Traffic& traffic = launches.back().traffic[key];
+      const auto [region, write, block] = key;
+      Traffic& traffic = launches.back().traffic[{region, write}];
       traffic.block_sectors += sectors.size();
       traffic.touched.insert(sectors.begin(), sectors.end());
     }

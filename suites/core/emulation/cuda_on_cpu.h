@@ -3,10 +3,11 @@
 //
 // To be included ahead of a .cu file that g++ compiles (-x c++ -include cuda_on_cpu.h, with the
 // CUDA headers on the path). A thread of the block is a fiber of one CPU thread, run to its next
-// synchronisation; blocks follow one another. Which fiber, which block and which outstanding copy
-// is next is drawn anew each time, and nothing in a warp moves in lockstep, so that a kernel that
-// leans on an order gives itself away. Shared memory is filled with NaN at the start of a block,
-// each array a heap block of its exact size, so that the address sanitizer knows its ends.
+// synchronisation; blocks follow one another, but for those of a cluster, which run side by side.
+// Which fiber, which block and which outstanding copy is next is drawn anew each time, and nothing
+// in a warp moves in lockstep, so that a kernel that leans on an order gives itself away. Shared
+// memory is filled with NaN at the start of a block, each array a heap block of its exact size, so
+// that the address sanitizer knows its ends.
 //
 // What goes wrong in the use of barriers, copies or launches is the error of the launch, and
 // cudaGetErrorString tells it. An Observer is told of every synchronisation.
@@ -69,15 +70,16 @@ namespace cuda_on_cpu {
 
 // ------------------------------------------------------------------------------------- observer
 
-// Told of what orders memory accesses. A thread is meant by its index in the block.
+// Told of what orders memory accesses. A thread is meant by its index in the cluster, whose blocks
+// follow one another in it; a launch without clusters has them of one block.
 struct Observer {
   virtual ~Observer() = default;
   virtual void launch_begins(const void* /*kernel*/) {}
   virtual void launch_ends() {}
-  virtual void block_begins(unsigned /*threads*/) {}
-  virtual void block_ends() {}
-  virtual void shared_array(const void* /*site*/, void*, size_t) {}
-  virtual void block_barrier() {}
+  virtual void cluster_begins(unsigned /*blocks*/, unsigned /*threads of each*/) {}
+  virtual void cluster_ends() {}
+  virtual void shared_array(unsigned /*block*/, void*, size_t) {}
+  virtual void block_barrier(unsigned /*block*/) {}
   virtual void warp_barrier(unsigned /*first thread of the warp*/, unsigned /*mask*/) {}
   virtual void access(const void*, size_t, bool /*write*/, const void* /*from where*/) {}
   virtual void lands(const void*, size_t, const void* /*from where*/) {}  // of a copy: seen before
@@ -90,7 +92,7 @@ inline Observer* observer = nullptr;
 
 // --------------------------------------------------------------------------------------- fibers
 
-enum class State { ready, at_block_barrier, at_warp, at_arrivals, done };
+enum class State { ready, at_block_barrier, at_warp, at_arrivals, at_cluster_barrier, done };
 enum class WarpUse { barrier, shuffle, vote };
 
 struct Copy {
@@ -99,7 +101,7 @@ struct Copy {
   uint64_t* arrivals;
 };
 
-// A thread of the block; its stack lives on from block to block.
+// A thread of the cluster; its stack lives on from cluster to cluster.
 struct Fiber {
   std::unique_ptr<ucontext_t> start;
   std::unique_ptr<char[]> stack;
@@ -107,8 +109,9 @@ struct Fiber {
   void* fake_stack = nullptr;  // the address sanitizer's
   bool started = false;
   State state = State::done;
-  uint3 index;
-  int line = 0;  // where it waits
+  unsigned block;  // of the cluster
+  uint3 index;     // in the block
+  int line = 0;    // where it waits
 
   unsigned mask = 0;  // of the warp operation it waits in
   WarpUse use;
@@ -118,26 +121,11 @@ struct Fiber {
   uint64_t* arrivals = nullptr;
   unsigned parity = 0;
   std::vector<std::vector<Copy>> groups;  // of copies that have yet to land, the newest last
-};
 
-constexpr size_t kStack = 64 << 10;
-constexpr unsigned kNobody = ~0u;
-inline std::vector<Fiber> fibers;
-inline void* scheduler[5];
-inline void* scheduler_fake_stack = nullptr;
-inline const void* scheduler_stack = nullptr;
-inline size_t scheduler_stack_size = 0;
-inline unsigned running = kNobody;   // index of the thread
-inline size_t alive = 0;             // threads of the block that have not returned
-inline size_t at_block_barrier = 0;  // of these
-inline const std::function<void()>* kernel = nullptr;
-inline std::string fault;
-inline std::mt19937 random_order(1);
-inline int capability = 90;
-inline int multiprocessors = 2;  // few, so that a grid as large as the GPU walks over its work
-inline unsigned grid_parts = 1, most_blocks = ~0u;        // of a grid, the blocks that are run
-inline bool block_barriers = true, warp_barriers = true;  // else they do nothing, as if left out
-inline std::vector<Copy> bulk_copies;
+  unsigned met = 0;      // barriers of the cluster that it has waited for
+  bool arrived = false;  // at the next of them
+  bool abroad = false;   // has asked for another block's memory since its last arrival
+};
 
 struct SharedArray {
   const void* site;
@@ -145,13 +133,44 @@ struct SharedArray {
   char* data;
   size_t bytes;
 };
-inline std::vector<SharedArray> shared_arrays;
-inline char* dynamic_array = nullptr;
+
+// A block of the cluster.
+struct Block {
+  uint3 index;
+  size_t alive = 0;             // threads that have not returned
+  size_t at_block_barrier = 0;  // of these
+  std::vector<SharedArray> arrays;
+  char* dynamic_array = nullptr;
+};
+
+constexpr size_t kStack = 64 << 10;
+constexpr unsigned kNobody = ~0u;
+inline std::vector<Fiber> fibers;
+inline std::vector<Block> blocks;
+inline void* scheduler[5];
+inline void* scheduler_fake_stack = nullptr;
+inline const void* scheduler_stack = nullptr;
+inline size_t scheduler_stack_size = 0;
+inline unsigned running = kNobody;         // index of the thread in the cluster
+inline size_t at_cluster_barrier = 0;      // threads of the cluster that have arrived there
+inline unsigned cluster_barriers_met = 0;  // by all of them
+inline const std::function<void()>* kernel = nullptr;
+inline std::string fault;
+inline std::mt19937 random_order(1);
+inline int capability = 90;
+inline int multiprocessors = 2;  // few, so that a grid as large as the GPU walks over its work
+inline unsigned grid_parts = 1, most_blocks = ~0u;  // of a grid, the blocks that are run
+// Else they do nothing, as if left out.
+inline bool block_barriers = true, warp_barriers = true, cluster_barriers = true;
+inline std::vector<Copy> bulk_copies;
+
 inline size_t dynamic_bytes = 0;
 inline std::map<const void*, int> dynamic_limits;
 
 inline bool coin() { return random_order() & 1; }
-inline unsigned lane() { return running % warpSize; }
+inline unsigned threads_of_block() { return blockDim.x * blockDim.y * blockDim.z; }
+inline unsigned lane() { return running % threads_of_block() % warpSize; }
+inline Block& block_of(unsigned thread) { return blocks[fibers[thread].block]; }
 
 inline std::vector<unsigned> shuffled(unsigned count) {
   std::vector<unsigned> order(count);
@@ -209,13 +228,14 @@ inline std::string name(unsigned thread) {
   const auto text = [](uint3 i) {
     return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
   };
-  return "thread " + text(t) + " of block " + text(blockIdx);
+  return "thread " + text(t) + " of block " + text(block_of(thread).index);
 }
 
 inline void resume(unsigned thread) {
   Fiber& fiber = fibers[thread];
   running = thread;
   threadIdx = fiber.index;
+  blockIdx = blocks[fiber.block].index;
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.get(), kStack);
 #endif
@@ -228,40 +248,39 @@ inline void resume(unsigned thread) {
 
 // Lets the threads go that wait in the block's barrier, if it is complete; threads that have
 // returned count as there.
-inline void settle_block() {
-  if (at_block_barrier < alive || !alive) return;
-  at_block_barrier = 0;
-  int line = 0;
-  for (const Fiber& f : fibers) {
-    if (f.state == State::done) continue;
-    if (line && f.line != line) {
-      fail("__syncthreads is reached at line " + std::to_string(line) + " by some threads and at " +
-           std::to_string(f.line) + " by others");
-    }
-    line = f.line;
+inline void settle_block(unsigned number) {
+  Block& block = blocks[number];
+  if (block.at_block_barrier < block.alive || !block.alive) return;
+  block.at_block_barrier = 0;
+  std::vector<Fiber*> here;
+  for (unsigned i = 0; i < threads_of_block(); ++i) {
+    Fiber& f = fibers[number * threads_of_block() + i];
+    if (f.state != State::done) here.push_back(&f);
   }
   uint64_t any = 0, all = 1, count = 0;
-  for (const Fiber& f : fibers) {
-    if (f.state == State::done) continue;
-    any |= f.given != 0;
-    all &= f.given != 0;
-    count += f.given != 0;
+  for (const Fiber* f : here) {
+    if (f->line != here[0]->line) {
+      fail("__syncthreads is reached at line " + std::to_string(here[0]->line) +
+           " by some threads and at " + std::to_string(f->line) + " by others");
+    }
+    any |= f->given != 0;
+    all &= f->given != 0;
+    count += f->given != 0;
   }
-  for (Fiber& f : fibers) {
-    if (f.state == State::done) continue;
-    f.state = State::ready;
-    f.taken = any | all << 1 | count << 2;
+  for (Fiber* f : here) {
+    f->state = State::ready;
+    f->taken = any | all << 1 | count << 2;
   }
-  if (observer) observer->block_barrier();
+  if (observer) observer->block_barrier(number);
 }
 
 // Likewise those of `mask` in the warp that begins at thread `first`.
 inline void settle_warp(unsigned first, unsigned mask) {
   uint64_t votes = 0;
   const Fiber* one = nullptr;
+  const unsigned end = (fibers[first].block + 1) * threads_of_block();
   const auto here = [&](unsigned l) -> Fiber* {
-    const bool alive =
-        mask >> l & 1 && first + l < fibers.size() && fibers[first + l].state != State::done;
+    const bool alive = mask >> l & 1 && first + l < end && fibers[first + l].state != State::done;
     return alive ? &fibers[first + l] : nullptr;
   };
   for (unsigned l = 0; l < 32; ++l) {
@@ -293,8 +312,8 @@ inline uint64_t meet_in_block(uint64_t given, int line) {
   me.given = given;
   me.line = line;
   me.state = State::at_block_barrier;
-  ++at_block_barrier;
-  settle_block();
+  ++block_of(running).at_block_barrier;
+  settle_block(me.block);
   pause(me.state);
   return me.taken;
 }
@@ -328,37 +347,93 @@ T shuffle(unsigned mask, T value, int source, int line) {
 // -------------------------------------------------------------------------------- shared memory
 
 // Aligned to what is asked for and no more.
-inline char* new_array(const void* site, size_t bytes, size_t alignment) {
+inline char* new_array(unsigned number, const void* site, size_t bytes, size_t alignment) {
   char* block = static_cast<char*>(::operator new(bytes + alignment, std::align_val_t(256)));
   std::memset(block, 0xff, bytes + alignment);
 #ifdef __SANITIZE_ADDRESS__
   __asan_poison_memory_region(block, alignment);
 #endif
-  shared_arrays.push_back({site, block, block + alignment, bytes});
-  if (observer) observer->shared_array(site, block + alignment, bytes);
+  blocks[number].arrays.push_back({site, block, block + alignment, bytes});
+  if (observer) observer->shared_array(number, block + alignment, bytes);
   return block + alignment;
 }
 
 // The array that the declaration at `site` makes, the same for all threads of the block.
 template <typename Array>
 CUDA_ON_CPU_UNSEEN Array& shared(const void* site) {
-  for (const SharedArray& array : shared_arrays) {
+  for (const SharedArray& array : block_of(running).arrays) {
     if (array.site == site) return *reinterpret_cast<Array*>(array.data);
   }
   return *reinterpret_cast<Array*>(
-      new_array(site, sizeof(Array), std::max<size_t>(16, alignof(Array))));
+      new_array(fibers[running].block, site, sizeof(Array), std::max<size_t>(16, alignof(Array))));
 }
 
-CUDA_ON_CPU_UNSEEN inline void* dynamic_shared() { return dynamic_array; }
+CUDA_ON_CPU_UNSEEN inline void* dynamic_shared() { return block_of(running).dynamic_array; }
 
-inline void free_shared() {
-  for (const SharedArray& array : shared_arrays) {
+inline void free_shared(const Block& block) {
+  for (const SharedArray& array : block.arrays) {
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(array.block, array.data - array.block);
 #endif
     ::operator delete(array.block, std::align_val_t(256));
   }
-  shared_arrays.clear();
+}
+
+// ------------------------------------------------------------------------------------- clusters
+//
+// A thread may ask for the memory of another block after its first barrier of the cluster, else
+// that block may not have begun, and has to arrive at one more, else it may have left. On a GPU
+// threads that have returned count as there; here all have to come, since their memory is gone.
+
+// The barrier that threads meet at who have waited for so many before, as the observer knows it: no
+// thread arrives at the next but one before all have waited for this one.
+inline const void* cluster_barrier(unsigned met) {
+  static const char barriers[2] = {};
+  return &barriers[met % 2];
+}
+
+CUDA_ON_CPU_UNSEEN inline void cluster_arrive() {
+  if (!cluster_barriers) return;
+  Fiber& me = fibers[running];
+  if (me.arrived) fail(name(running) + " arrives twice at one barrier of the cluster");
+  me.arrived = true;
+  me.abroad = false;
+  if (observer) observer->arrives(cluster_barrier(me.met));
+  if (++at_cluster_barrier < fibers.size()) return;
+  at_cluster_barrier = 0;
+  ++cluster_barriers_met;
+}
+
+CUDA_ON_CPU_UNSEEN inline void cluster_wait() {
+  if (!cluster_barriers) return;
+  Fiber& me = fibers[running];
+  if (!me.arrived) fail(name(running) + " waits for the cluster before it has arrived");
+  if (coin() || cluster_barriers_met == me.met) pause(State::at_cluster_barrier);
+  if (observer) observer->waited(cluster_barrier(me.met));
+  me.arrived = false;
+  ++me.met;
+}
+
+// Where block `rank` of the cluster has what this one has at `address`.
+template <typename T>
+CUDA_ON_CPU_UNSEEN T* in_block(T* address, unsigned rank) {
+  Fiber& me = fibers[running];
+  if (rank >= blocks.size()) fail(name(running) + " asks for a block beyond its cluster");
+  if (rank == me.block) return address;
+  if (cluster_barriers && me.met == 0) {
+    fail(name(running) + " asks for the memory of a block that may not have begun");
+  }
+  me.abroad = true;
+  for (const SharedArray& mine : blocks[me.block].arrays) {
+    const ptrdiff_t offset = reinterpret_cast<const char*>(address) - mine.data;
+    if (offset < 0 || size_t(offset) > mine.bytes) continue;
+    for (const SharedArray& other : blocks[rank].arrays) {
+      if (other.site == mine.site) return reinterpret_cast<T*>(other.data + offset);
+    }
+    char* const made = new_array(rank, mine.site, mine.bytes, mine.data - mine.block);
+    return reinterpret_cast<T*>(made + offset);
+  }
+  fail(name(running) + " asks for memory of another block that is not shared memory");
 }
 
 // ----------------------------------------------------------------- vector accesses, async copies
@@ -544,18 +619,23 @@ inline void live() {
   for (;;) {
     (*kernel)();
     Fiber& me = fibers[running];
+    if (me.arrived) fail(name(running) + " returns before it has waited for the cluster");
+    if (me.abroad && cluster_barriers) {
+      fail(name(running) + " returns, and the memory of another block that it used may be gone");
+    }
     me.state = State::done;
-    --alive;
-    settle_block();
-    for (unsigned i = running - lane(); i < fibers.size() && i < running - lane() + 32; ++i) {
-      if (fibers[i].state == State::at_warp) settle_warp(running - lane(), fibers[i].mask);
+    --block_of(running).alive;
+    settle_block(me.block);
+    const unsigned first = running - lane(), end = (me.block + 1) * threads_of_block();
+    for (unsigned i = first; i < end && i < first + 32; ++i) {
+      if (fibers[i].state == State::at_warp) settle_warp(first, fibers[i].mask);
     }
     pause(State::done);
   }
 }
 
-inline void make_fibers(dim3 block) {
-  const unsigned count = block.x * block.y * block.z;
+inline void make_fibers() {
+  const unsigned threads = threads_of_block(), count = threads * unsigned(blocks.size());
   if (fibers.size() != count) {
     fibers = std::vector<Fiber>(count);
     for (Fiber& fiber : fibers) {
@@ -567,31 +647,40 @@ inline void make_fibers(dim3 block) {
       makecontext(fiber.start.get(), live, 0);
     }
   }
-  alive = count;
-  at_block_barrier = 0;
+  at_cluster_barrier = cluster_barriers_met = 0;
   for (unsigned i = 0; i < count; ++i) {
-    fibers[i].state = State::ready;
-    fibers[i].index = {i % block.x, i / block.x % block.y, i / block.x / block.y};
-    fibers[i].groups.clear();
+    Fiber& fiber = fibers[i];
+    const unsigned t = i % threads;
+    fiber.state = State::ready;
+    fiber.block = i / threads;
+    fiber.index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
+    fiber.groups.clear();
+    fiber.met = 0;
+    fiber.arrived = fiber.abroad = false;
   }
 }
 
 inline bool can_go_on(const Fiber& fiber) {
   return fiber.state == State::ready ||
-         (fiber.state == State::at_arrivals && phase_over(fiber.arrivals, fiber.parity));
+         (fiber.state == State::at_arrivals && phase_over(fiber.arrivals, fiber.parity)) ||
+         (fiber.state == State::at_cluster_barrier && cluster_barriers_met > fiber.met);
 }
 
 // Names a thread of each kind that waits.
 inline std::string stuck() {
   std::string text = "the block is stuck:";
-  for (const State state : {State::at_block_barrier, State::at_warp, State::at_arrivals}) {
+  for (const State state :
+       {State::at_block_barrier, State::at_warp, State::at_arrivals, State::at_cluster_barrier}) {
     for (unsigned i = 0; i < fibers.size(); ++i) {
       if (fibers[i].state != state) continue;
       const char* where = state == State::at_block_barrier ? "__syncthreads"
                           : state == State::at_warp        ? "a warp operation"
-                                                           : "an mbarrier";
+                          : state == State::at_arrivals    ? "an mbarrier"
+                                                           : "the cluster's barrier";
       text += " " + name(i) + " waits in " + where;
-      if (state != State::at_arrivals) text += " at line " + std::to_string(fibers[i].line);
+      if (state == State::at_block_barrier || state == State::at_warp) {
+        text += " at line " + std::to_string(fibers[i].line);
+      }
       text += ";";
       break;
     }
@@ -599,11 +688,18 @@ inline std::string stuck() {
   return text;
 }
 
-inline void run_block() {
-  if (dynamic_bytes) dynamic_array = new_array(&dynamic_array, dynamic_bytes, 128);
-  make_fibers(blockDim);
-  if (observer) observer->block_begins(unsigned(fibers.size()));
-  while (alive && fault.empty()) {
+// Runs the blocks of these places in the grid side by side.
+inline void run_cluster(const std::vector<uint3>& places) {
+  blocks.assign(places.size(), Block());
+  if (observer) observer->cluster_begins(unsigned(blocks.size()), threads_of_block());
+  for (unsigned i = 0; i < blocks.size(); ++i) {
+    blocks[i].index = places[i];
+    blocks[i].alive = threads_of_block();
+    if (dynamic_bytes) blocks[i].dynamic_array = new_array(i, &dynamic_bytes, dynamic_bytes, 128);
+  }
+  make_fibers();
+  const auto alive = [](const Block& block) { return block.alive > 0; };
+  while (std::any_of(blocks.begin(), blocks.end(), alive) && fault.empty()) {
     bool moved = false;
     for (const unsigned i : shuffled(unsigned(fibers.size()))) {
       if (!can_go_on(fibers[i])) continue;
@@ -613,24 +709,35 @@ inline void run_block() {
     }
     if (!bulk_copies.empty() && (coin() || !moved)) {
       land_a_bulk_copy();
-    } else if (alive && !moved) {
+    } else if (!moved && std::any_of(blocks.begin(), blocks.end(), alive)) {
       fault = stuck();
     }
   }
   if (!bulk_copies.empty() && fault.empty()) fault = "a block ends before its bulk copies";
-  if (observer) observer->block_ends();
-  free_shared();
+  if (observer) observer->cluster_ends();
+  for (const Block& block : blocks) free_shared(block);
   bulk_copies.clear();
   if (!fault.empty()) fibers.clear();
 }
 
 // ------------------------------------------------------------------------------------- launches
 
+// Blocks of a cluster, along x.
+inline unsigned cluster_of(const cudaLaunchConfig_t& c) {
+  for (unsigned i = 0; i < c.numAttrs; ++i) {
+    if (c.attrs[i].id == cudaLaunchAttributeClusterDimension) return c.attrs[i].val.clusterDim.x;
+  }
+  return 1;
+}
+
 inline cudaError_t checked(const cudaLaunchConfig_t& c, const void* function) {
   const dim3 g = c.gridDim, b = c.blockDim;
   const bool grid = g.x && g.y && g.z && g.x <= 0x7fffffff && g.y <= 65535 && g.z <= 65535;
   const bool block = b.x && b.y && b.z && b.z <= 64 && uint64_t(b.x) * b.y * b.z <= 1024;
   if (!grid || !block) return cudaErrorInvalidConfiguration;
+  const unsigned cluster = cluster_of(c);
+  if (cluster == 0 || cluster > 8 || g.x % cluster) return cudaErrorInvalidClusterSize;
+  if (cluster > 1 && capability < 90) return cudaErrorNotSupported;
   const auto limit = dynamic_limits.find(function);
   const size_t most = limit == dynamic_limits.end() ? 48 << 10 : limit->second;
   return c.dynamicSmemBytes <= most ? cudaSuccess : cudaErrorInvalidValue;
@@ -648,12 +755,16 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*function)(P...), A&&
   const std::function<void()> call = [&] { function(P(arguments)...); };
   kernel = &call;
   if (observer) observer->launch_begins(address);
-  const unsigned blocks = gridDim.x * gridDim.y * gridDim.z / grid_parts;
-  const unsigned count = std::min(blocks, most_blocks);
+  const unsigned side = cluster_of(*config);
+  const unsigned clusters = gridDim.x * gridDim.y * gridDim.z / side / grid_parts;
+  const unsigned count = std::min(clusters, std::max(1u, most_blocks / side));
   for (const unsigned drawn : shuffled(count)) {
-    const unsigned i = unsigned((2 * uint64_t(drawn) + 1) * blocks / (2 * count));
-    blockIdx = {i % gridDim.x, i / gridDim.x % gridDim.y, i / gridDim.x / gridDim.y};
-    run_block();
+    const unsigned first = side * unsigned((2 * uint64_t(drawn) + 1) * clusters / (2 * count));
+    std::vector<uint3> places;
+    for (unsigned i = first; i < first + side; ++i) {
+      places.push_back({i % gridDim.x, i / gridDim.x % gridDim.y, i / gridDim.x / gridDim.y});
+    }
+    run_cluster(places);
     if (!fault.empty()) break;
   }
   if (observer) observer->launch_ends();
@@ -834,17 +945,19 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 // The library's own doors, for the program that loads it.
 #define CUDA_ON_CPU_DOOR extern "C" __attribute__((visibility("default"), used)) inline
 CUDA_ON_CPU_DOOR void cuda_on_cpu_seed(unsigned seed) { cuda_on_cpu::random_order.seed(seed); }
-// Whether __syncthreads and __syncwarp do anything: without them, kernels that need them must fail.
-CUDA_ON_CPU_DOOR void cuda_on_cpu_barriers(int block, int warp) {
+// Whether the barriers of blocks, warps and clusters do anything: without them, kernels that need
+// them must fail.
+CUDA_ON_CPU_DOOR void cuda_on_cpu_barriers(int block, int warp, int cluster) {
   cuda_on_cpu::block_barriers = block;
   cuda_on_cpu::warp_barriers = warp;
+  cuda_on_cpu::cluster_barriers = cluster;
 }
 CUDA_ON_CPU_DOOR void cuda_on_cpu_gpu(int capability, int multiprocessors) {
   cuda_on_cpu::capability = capability;
   cuda_on_cpu::multiprocessors = multiprocessors;
 }
 // Of each grid, runs only the first of so many equal parts, and of that no more than so many
-// blocks, spread evenly.
+// blocks, spread evenly, or whole clusters.
 CUDA_ON_CPU_DOOR void cuda_on_cpu_blocks(unsigned parts, unsigned most) {
   cuda_on_cpu::grid_parts = parts;
   cuda_on_cpu::most_blocks = most;

@@ -92,7 +92,7 @@ class Kernels:
     @contextmanager
     def some_blocks(self, parts: int, most: int) -> Iterator[None]:
         """Runs of each grid, inside, only the first of so many equal parts, and of that at most so many blocks, spread
-        evenly."""
+        evenly, or one cluster where that has more."""
         self.library.cuda_on_cpu_blocks(ctypes.c_uint(parts), ctypes.c_uint(most))
         try:
             yield
@@ -100,13 +100,13 @@ class Kernels:
             self.library.cuda_on_cpu_blocks(ctypes.c_uint(1), ctypes.c_uint(2**32 - 1))
 
     @contextmanager
-    def without_barriers(self, block: bool = False, warp: bool = False) -> Iterator[None]:
-        """Leaves out every __syncthreads (`block`), every __syncwarp (`warp`), inside."""
-        self.library.cuda_on_cpu_barriers(not block, not warp)
+    def without_barriers(self, block: bool = False, warp: bool = False, cluster: bool = False) -> Iterator[None]:
+        """Leaves out every __syncthreads (`block`), every __syncwarp (`warp`), every barrier of a cluster, inside."""
+        self.library.cuda_on_cpu_barriers(not block, not warp, not cluster)
         try:
             yield
         finally:
-            self.library.cuda_on_cpu_barriers(1, 1)
+            self.library.cuda_on_cpu_barriers(1, 1, 1)
 
     def forward(
         self,
