@@ -34,11 +34,12 @@ Layout = Callable[[Tensor], Tensor]
 
 
 def named(name: str, base: type[Case], capability: int = 90) -> type[Any]:
-    """Cases that the kernel of that name computes, under emulation or on the GPU; "" is the table's choice."""
+    """Cases that the kernel of that name computes, under emulation or on the GPU; "" is the table's choice. For those
+    in clusters a GPU is emulated that has a place for each block that channels can be split over."""
 
     class Named(base):  # type: ignore[misc,valid-type]
         def error(self, out: Tensor) -> int:
-            self.kernels.pretend(capability)
+            self.kernels.pretend(capability, 16 if "cluster" in name else 2)
             try:
                 return int(self.status(out, "cuda_forward_by", name))
             finally:
@@ -84,6 +85,20 @@ SHAPES = {
     ],
 }
 SHAPES["rows_bulk"] = SHAPES["rows"]
+#: Whose channels are split over several blocks on any GPU; 11 and 9 parts of them over clusters of fewer.
+SHAPES["planes_cluster"] = [
+    ((2, 40, 7, 7), 1),
+    ((1, 88, 5, 6), 1),
+    ((3, 16, 1, 1), 1),
+    ((1, 40, 13, 14), 1),
+    ((1, 72, 9, 6), 2),
+]
+SHAPES["channels_cluster"] = [
+    ((2, 40, 7, 7), 1),
+    ((1, 144, 5, 6), 1),
+    ((3, 32, 1, 1), 1),
+    ((1, 80, 9, 6), 2),
+]
 SHAPES["bands"] = [
     ((2, 9, 7, 7), 1),
     ((1, 3, 33, 33), 1),
@@ -99,7 +114,7 @@ KERNELS_ON = [
 
 
 def layout_of(name: str) -> Layout:
-    return channels_last if name == "channels" else contiguous
+    return channels_last if name.startswith("channels") else contiguous
 
 
 @pytest.fixture
@@ -147,7 +162,7 @@ def test_tensors_that_are_not_contiguous_or_aligned(cuda_on_cpu: type[OnCpu]) ->
     """A kernel takes them as they are, or leaves them to the general one."""
     shifted = lambda t: t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)  # noqa: E731
     for layout in (sliced, cropped, shifted):
-        for shape in ((2, 8, 20, 20), (2, 8, 7, 7)):
+        for shape in ((2, 8, 20, 20), (1, 32, 7, 7)):
             for dtype in (torch.float32, torch.bfloat16):
                 kind = named("", cuda_on_cpu)
                 kind(shape, 3, Settings(), dtype, (layout, contiguous, contiguous, contiguous)).check_forward()
@@ -159,7 +174,7 @@ def test_tensors_that_are_not_contiguous_or_aligned(cuda_on_cpu: type[OnCpu]) ->
 
 @pytest.mark.parametrize("capability", [75, 80, 90])
 def test_the_tables_choice_is_right_on_every_architecture(cuda_on_cpu: type[OnCpu], capability: int) -> None:
-    for shape in ((1, 4, 7, 7), (1, 4, 17, 20), (1, 2, 12, 120), (1, 2, 9, 13)):
+    for shape in ((1, 32, 7, 7), (1, 4, 17, 20), (1, 2, 12, 120), (1, 2, 9, 13)):
         for layout in (contiguous, channels_last):
             kind = named("", cuda_on_cpu, capability)
             kind(shape, 3, Settings(), torch.float32, (layout,) * 4).check_forward()
@@ -172,6 +187,7 @@ def test_a_named_kernel_runs_or_refuses(cuda_on_cpu: type[OnCpu]) -> None:
         return int(case.error(torch.full_like(case.tensors[3], torch.nan)))
 
     assert error("rows", (1, 2, 8, 8)) == 0
+    assert error("planes_cluster", (1, 40, 7, 7)) == error("channels_cluster", (1, 40, 7, 7)) == 0
     for refused in (
         error("rows", (1, 2, 8, 8), dilation=2),
         error("rows", (1, 2, 8, 8), k=9),
@@ -180,6 +196,11 @@ def test_a_named_kernel_runs_or_refuses(cuda_on_cpu: type[OnCpu]) -> None:
         error("rows_bulk", (1, 2, 8, 8), capability=80),
         error("planes", (1, 2, 33, 33)),
         error("channels", (1, 6, 8, 8)),
+        error("planes_cluster", (1, 40, 7, 7), capability=80),
+        error("planes_cluster", (1, 8, 7, 7)),  # one block has all channels
+        error("channels_cluster", (1, 40, 7, 7), capability=80),
+        error("channels_cluster", (1, 8, 7, 7)),
+        error("channels_cluster", (1, 64, 2, 40)),  # tiles beside one another
     ):
         assert refused == NOT_SUPPORTED
     assert error("no_such_kernel", (1, 2, 8, 8)) == INVALID
@@ -201,6 +222,7 @@ def look(case: OnCpu, checker: emulation.Checked, name: str) -> None:
     entry, kernel = ("cuda_paper_forward", None) if name == "paper" else ("cuda_forward_by", name)
     features, channel, spatial, out = case.tensors
     out = torch.full_like(out, torch.nan)
+    case.kernels.pretend(90, 16 if "cluster" in name else 2)
     with checker.watch({"features": features, "channel": channel, "spatial": spatial, "out": out}):
         case.kernels.forward(features, channel, spatial, out, **case.options, entry=entry, kernel=kernel)
     case.forward = lambda: out  # type: ignore[method-assign]
@@ -232,24 +254,26 @@ def test_checker_finds_no_race(
         assert {t.buffer for t in checker.traffic()} == {"features", "channel", "spatial", "out"}
 
 
-@pytest.mark.parametrize("name", ["rows", "planes", "channels", "paper"])
+@pytest.mark.parametrize("name", ["rows", "planes", "planes_cluster", "channels", "channels_cluster", "paper"])
 def test_checker_finds_the_race_of_every_kernel_without_its_barriers(
     checked: tuple[type[OnCpu], emulation.Checked], name: str
 ) -> None:
     kind, checker = checked
     for shape, stride in SHAPES.get(name, PAPER_SHAPES)[:2]:
         case = kind(shape, 3, Settings(stride), torch.float32, (layout_of(name),) * 4)
-        with case.kernels.without_barriers(block=True, warp=True), pytest.raises(AssertionError):
+        with case.kernels.without_barriers(block=True, warp=True, cluster=True), pytest.raises(AssertionError):
             look(case, checker, name)
         launched = {t.kernel for t in checker.traffic()}
         assert {race.kernel for race in checker.races() if race.memory == "shared"} == launched != set()
+        across = {race.kernel for race in checker.races() if (race.between, race.memory) == ("blocks", "shared")}
+        assert across == (launched if "cluster" in name else set())
 
 
 #: Of Table 2: sides of planes of 256 channels; a batch of 32, on a GPU of 132 multiprocessors.
 RESOLUTIONS = (7, 14, 28, 56, 112, 224)
 BATCH, CHANNELS, MULTIPROCESSORS = 32, 256, 132
-#: How often the spatial filter is read where a sample has to be split by channels to fill that GPU.
-SPLIT = {("planes", 7): 4, ("planes", 14): 4, ("channels", 7): 4}
+#: How often the spatial filter is read where a sample is split by channels to fill that GPU, and there are no clusters.
+SPLIT = {(80, 7): 4, (80, 14): 4}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -260,8 +284,8 @@ def test_checker_counts_the_traffic_at_the_multiprocessors(
     """What blocks fetch, each its own, over what has to move, in whole sectors: of at most seven blocks of a sample."""
     kind, checker = checked
     for size in RESOLUTIONS:
-        if capability == 80 and size < 112:
-            continue  # the same kernels as for 90
+        if capability == 80 and size in (28, 56):
+            continue  # as for 90
         tensors = [layout(torch.zeros(1, c, size, size, dtype=dtype)) for c in (CHANNELS, 9, CHANNELS)]
         out = tensors[-1].fill_(torch.nan)
         features, spatial, outs = (t.expand(BATCH, -1, -1, -1) for t in tensors)  # one sample for all
@@ -276,7 +300,7 @@ def test_checker_counts_the_traffic_at_the_multiprocessors(
         (kernel,) = {t.kernel.partition("_kernel<")[0] for t in checker.traffic()}
         assert fetched["features"] <= 1.5, (kernel, size, fetched)
         assert fetched["out"] <= 1.05, (kernel, size, fetched)
-        assert fetched["spatial"] * CHANNELS / 9 <= 1.05 * SPLIT.get((kernel, size), 1), (kernel, size, fetched)
+        assert fetched["spatial"] * CHANNELS / 9 <= 1.05 * SPLIT.get((capability, size), 1), (kernel, size, fetched)
 
 
 def test_checker_stops_bulk_copies_without_barriers(checked: tuple[type[OnCpu], emulation.Checked]) -> None:

@@ -40,7 +40,7 @@ class Kernel:
             filter(
                 None,
                 [
-                    f"{self.name:10} {self.layout:13} k {self.kernel_sizes:5}  stride {self.strides:3}",
+                    f"{self.name:16} {self.layout:13} k {self.kernel_sizes:5}  stride {self.strides:3}",
                     f"sm_{self.least_arch} and later",
                     *limits,
                 ],

@@ -23,7 +23,7 @@ constexpr int kMostColumns = 32;   // at k = 3: the taps of a tile are then 13 K
 constexpr int64_t kFar = 1 << 30;  // of pixels along a side, or channels: their numbers are 32-bit
 
 template <typename T, int kSize>
-cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
+cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool cluster) {
   using Shape = ChannelsShape<T, kSize>;
   const int item = sizeof(T), whole = std::min(16, Shape::kVector * item);
   for (const View& view : {p.features, p.out}) {
@@ -43,7 +43,9 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
   limits.most_chunk =
       kChannelsTurns<kSize> ? p.channels : kChannelsThreads / kMostRows * Shape::kVector;
   limits.blocks_at_once = kSize == 3 ? 2 : 1;
-  const Cut chosen = cut(p, gpu, limits);
+  Cut chosen = cut(p, gpu, limits);
+  plan.cluster = cluster ? cluster_blocks(p.channels, limits.channel_unit, &chosen) : 1;
+  if (cluster && (plan.cluster == 1 || plan.across > 1)) return cudaErrorNotSupported;
   plan.groups = chosen.rows, plan.down = chosen.down;
   plan.chunk = chosen.chunk / Shape::kVector;
   plan.chunks = int(ceil_div(lanes, plan.chunk));
@@ -59,19 +61,20 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream) {
   grid.shared = size_t(plan.groups) * Shape::steps(plan.columns, int(p.stride)) *
                 Shape::kStoredTaps * sizeof(Accumulator<T>);
   grid.stream = stream;
+  grid.cluster = unsigned(plan.cluster);
   if (grid.shared > size_t(gpu.shared)) return cudaErrorNotSupported;
   return launch(grid, channels_kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
 }
 
 template <typename T>
-cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream) {
+cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, bool cluster) {
   switch (p.kernel_size) {
     case 3:
-      return run<T, 3>(p, gpu, stream);
+      return run<T, 3>(p, gpu, stream, cluster);
     case 5:
-      return run<T, 5>(p, gpu, stream);
+      return run<T, 5>(p, gpu, stream, cluster);
     case 7:
-      return run<T, 7>(p, gpu, stream);
+      return run<T, 7>(p, gpu, stream, cluster);
     default:
       return cudaErrorNotSupported;
   }
@@ -79,19 +82,24 @@ cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream) {
 
 }  // namespace
 
-int launch_channels(const Params& p, const Gpu& gpu, void* stream) {
+int launch_channels(const Params& p, const Gpu& gpu, void* stream, bool cluster) {
   if (p.stride > 2 || p.dilation != 1 || std::max({p.height, p.width, p.channels}) > kFar) {
     return cudaErrorNotSupported;
   }
+  const View& s = p.spatial;
+  const int64_t taps = p.kernel_size * p.kernel_size;
+  const bool one_range =
+      s.stride[1] == 1 && s.stride[3] == taps && s.stride[2] == p.out_width * taps;
+  if (cluster && (gpu.arch < 90 || !one_range)) return cudaErrorNotSupported;
   switch (p.dtype) {
     case DType::float32:
-      return by_size<float>(p, gpu, stream);
+      return by_size<float>(p, gpu, stream, cluster);
     case DType::float64:
-      return by_size<double>(p, gpu, stream);
+      return by_size<double>(p, gpu, stream, cluster);
     case DType::float16:
-      return by_size<__half>(p, gpu, stream);
+      return by_size<__half>(p, gpu, stream, cluster);
     case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, gpu, stream);
+      return by_size<__nv_bfloat16>(p, gpu, stream, cluster);
   }
   return cudaErrorInvalidValue;
 }

@@ -9,6 +9,9 @@
 // time, in registers that take turns. The spatial taps are the same for all channels; they go
 // through shared memory, in the order in which columns want them, and are broadcast.
 //
+// Where a tile's channels are split over blocks, these can form a cluster (sm_90 on): each reads a
+// share of the spatial taps, and stores it in the shared memory of all.
+//
 // A tile of 32 columns and 8 rows reads 34 x 10 pixels, 1.33 times its own at the multiprocessor.
 #pragma once
 
@@ -23,6 +26,7 @@ struct ChannelsPlan {
   int across, down;  // tiles of a plane
   int chunks;        // of channels, a block each
   int chunk;         // threads that its channels would take, in turns of `lanes`
+  int cluster;       // blocks that share the reading of the spatial filter; 1: each for itself
 };
 
 // Channels of a thread, by what their taps and sums take of the registers.
@@ -62,6 +66,8 @@ __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
   constexpr int kTaps = kSize * kSize, kPad = (kSize - 1) / 2;
   constexpr int kSlots = Shape::slots(kStride), kPeriod = Shape::period(kStride);
 
+  const bool clusters = plan.cluster > 1;
+  if (clusters) cluster_arrive();  // has begun
   int64_t index = blockIdx.x;
   const int64_t first_lane = index % plan.chunks * plan.chunk;  // in threads
   index /= plan.chunks;
@@ -74,14 +80,26 @@ __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
   // Spatial taps: what an input column asks of an output row is together, tap columns first.
   A* spatial = dynamic_shared<A>();  // [rows][steps][kStoredTaps]
   const bool taps_adjacent = p.spatial.stride[1] == 1;
-  for (int i = threadIdx.x; i < rows * plan.columns * kTaps; i += blockDim.x) {
+  Share share = {0, rows * plan.columns * kTaps};
+  if (clusters) {
+    share = share_of(at<T>(p.spatial, n, 0, y0, x0), share.end, int(blockIdx.x) % plan.cluster,
+                     plan.cluster);
+    cluster_wait();  // all have begun
+  }
+  for (int i = share.begin + threadIdx.x; i < share.end; i += blockDim.x) {
     const int tap = taps_adjacent ? i % kTaps : i / plan.columns % kTaps;
     const int o = taps_adjacent ? i / kTaps % plan.columns : i % plan.columns;
     const int row = i / (kTaps * plan.columns), ky = tap / kSize, kx = tap % kSize;
     if (y0 + row >= p.out_height || x0 + o >= p.out_width) continue;
-    spatial[(row * steps + o * kStride + kx) * kStoredTaps + kx * kColumnTaps + ky] =
-        widen(*at<T>(p.spatial, n, tap, y0 + row, x0 + o));
+    const A value = widen(*at<T>(p.spatial, n, tap, y0 + row, x0 + o));
+    A* place = spatial + (row * steps + o * kStride + kx) * kStoredTaps + kx * kColumnTaps + ky;
+    if (clusters) {
+      store_in_all(place, value, plan.cluster);
+    } else {
+      *place = value;
+    }
   }
+  if (clusters) cluster_arrive();  // has stored its share
 
   const int lane = threadIdx.x % plan.lanes, group = threadIdx.x / plan.lanes;
   const int y = y0 + group, top = y * kStride - kPad, left = x0 * kStride - kPad;
@@ -107,7 +125,11 @@ __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
     return there;
   };
   bool there = load_channel(0);
-  __syncthreads();
+  if (clusters) {
+    cluster_wait();  // all have stored
+  } else {
+    __syncthreads();
+  }
 
   // Each column is loaded one ahead, from a pointer that the compiler cannot compute beforehand: it
   // would hold one for each row and column of a period, and all their loads, in registers.

@@ -67,6 +67,27 @@ __device__ inline int off_piece(const T* place) {
   return int(reinterpret_cast<uintptr_t>(place) % 16 / sizeof(T));
 }
 
+// Of `count` elements that follow one another in memory from `first`, those that number
+// `sharer` of `sharers` reads: whole sectors, so that no two of them read the same.
+struct Share {
+  int begin, end;
+};
+template <typename T>
+__device__ inline Share share_of(const T* first, int count, int sharer, int sharers) {
+  constexpr int kSector = 32 / int(sizeof(T));
+  const int off = int(reinterpret_cast<uintptr_t>(first) % 32 / sizeof(T));
+  const int each = int(ceil_div(ceil_div(off + count, kSector), sharers)) * kSector;
+  const int begin = sharer * each - off, end = begin + each;
+  return {begin > 0 ? begin : 0, end < count ? end : count};
+}
+
+// At the same place in the shared memory of each of the cluster's blocks.
+template <typename T>
+__device__ inline void store_in_all(T* place, T value, int blocks) {
+#pragma unroll 1
+  for (int block = 0; block < blocks; ++block) *in_block(place, unsigned(block)) = value;
+}
+
 // Asynchronous where the hardware has such copies.
 template <int kBytes, typename T>
 __device__ inline void copy_elements(T* to, const T* from) {

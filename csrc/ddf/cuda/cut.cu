@@ -9,7 +9,8 @@ namespace ddf {
 namespace {
 
 constexpr double kMostHalo = 0.45;  // in whole sectors, 28 x 28 in 16 bits then reads 1.49 times
-constexpr double kEnough = 0.75;    // of the places for blocks: those of one wave share the memory
+constexpr int kMostCluster = 8;
+constexpr double kEnough = 0.75;  // of the places for blocks: those of one wave share the memory
 
 }  // namespace
 
@@ -50,6 +51,17 @@ Cut cut(const Params& p, const Gpu& gpu, const CutLimits& limits) {
     if (best.rows == 0 || read < least) least = read, best = split;
   }
   return best;
+}
+
+int cluster_blocks(int64_t channels, int channel_unit, Cut* cut) {
+  for (; cut->chunk > 0; cut->chunk -= channel_unit) {
+    const int64_t chunks = ceil_div(channels, cut->chunk);
+    if (chunks == 1) return 1;
+    for (int blocks = kMostCluster; blocks > 1; --blocks) {
+      if (chunks % blocks == 0) return blocks;
+    }
+  }
+  return 1;
 }
 
 }  // namespace ddf

@@ -15,13 +15,19 @@ int rows(const Params& p, const Gpu& gpu, void* stream) {
   return launch_rows(p, gpu, stream, false);
 }
 int planes(const Params& p, const Gpu& gpu, void* stream) {
-  return launch_planes(p, gpu, stream, false);
+  return launch_planes(p, gpu, stream, false, false);
+}
+int planes_cluster(const Params& p, const Gpu& gpu, void* stream) {
+  return launch_planes(p, gpu, stream, false, true);
 }
 int bands(const Params& p, const Gpu& gpu, void* stream) {
-  return launch_planes(p, gpu, stream, true);
+  return launch_planes(p, gpu, stream, true, false);
 }
 int channels(const Params& p, const Gpu& gpu, void* stream) {
-  return launch_channels(p, gpu, stream);
+  return launch_channels(p, gpu, stream, false);
+}
+int channels_cluster(const Params& p, const Gpu& gpu, void* stream) {
+  return launch_channels(p, gpu, stream, true);
 }
 int general(const Params& p, const Gpu&, void* stream) { return launch_general(p, stream); }
 }  // namespace kernels

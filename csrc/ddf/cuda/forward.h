@@ -34,11 +34,16 @@ struct CutLimits {
 // whose halo rows are more than kMostHalo of their own, channels are split.
 Cut cut(const Params& params, const Gpu& gpu, const CutLimits& limits);
 
+// The blocks of a cluster, where those that a tile's channels are split over are to run in
+// clusters: as many as it takes or as divide them, at most 8, which every GPU with clusters has. A
+// chunk may become smaller by that; 1: a tile is one block's.
+int cluster_blocks(int64_t channels, int channel_unit, Cut* cut);
+
 // Each returns a cudaError_t, cudaErrorNotSupported where the kernel cannot serve; nothing has
-// happened then.
+// happened then. cluster: blocks of a tile share one reading of its spatial filter; sm_90 on.
 int launch_rows(const Params& params, const Gpu& gpu, void* stream, bool bulk);
-int launch_planes(const Params& params, const Gpu& gpu, void* stream, bool bands);
-int launch_channels(const Params& params, const Gpu& gpu, void* stream);
+int launch_planes(const Params& params, const Gpu& gpu, void* stream, bool bands, bool cluster);
+int launch_channels(const Params& params, const Gpu& gpu, void* stream, bool cluster);
 int launch_general(const Params& params, void* stream);
 
 }  // namespace ddf

@@ -10,9 +10,17 @@ namespace {
 
 constexpr int64_t kMostChunk = 256;  // channels whose taps are in shared memory
 
+// Of shared memory, where a cluster puts the spatial filter together.
+template <typename T>
+int64_t exchange_bytes(const Params& p, bool cluster) {
+  const int64_t taps = p.kernel_size * p.kernel_size;
+  return cluster ? taps * p.out_height * p.out_width * int64_t(sizeof(T)) : 0;
+}
+
 // The rows of a band, the channels of a block and of a stage, and the threads that share them.
 template <typename T, int kSize>
-bool choose(const Params& p, const Gpu& gpu, bool bands, PlanesPlan* plan, int* threads) {
+bool choose(const Params& p, const Gpu& gpu, bool bands, bool cluster, PlanesPlan* plan,
+            int* threads) {
   using Shape = PlanesShape<T, kSize>;
   const int64_t planes_apart = p.features.stride[1] * int64_t(sizeof(T));
   const auto band_bytes = [&](int64_t rows) {
@@ -34,11 +42,14 @@ bool choose(const Params& p, const Gpu& gpu, bool bands, PlanesPlan* plan, int* 
     limits.most_rows = int(std::min<int64_t>(*threads / p.out_width, p.out_height));
     chosen = cut(p, gpu, limits);
   }
+  plan->cluster = cluster ? cluster_blocks(p.channels, limits.channel_unit, &chosen) : 1;
+  if (cluster && plan->cluster == 1) return false;
   const bool whole = chosen.down == 1 && p.features.stride[1] == p.height * p.width;
   if (band_bytes(chosen.rows) > gpu.shared) return false;
   const int64_t taps = round_up(chosen.chunk * Shape::kChannelBytes, 16);
   const int64_t place = whole ? planes_apart : round_up(int(band_bytes(chosen.rows)), 16) + 16;
-  const int64_t room = gpu.shared / limits.blocks_at_once - 1024 - taps;
+  const int64_t room =
+      gpu.shared / limits.blocks_at_once - 1024 - taps - exchange_bytes<T>(p, cluster);
   plan->rows = chosen.rows, plan->down = chosen.down, plan->chunk = chosen.chunk;
   plan->pitch = whole ? 0 : int(place);
   plan->lanes = int(*threads / (plan->rows * p.out_width));
@@ -56,32 +67,33 @@ bool choose(const Params& p, const Gpu& gpu, bool bands, PlanesPlan* plan, int* 
 }
 
 template <typename T, int kSize>
-cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bands) {
+cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bands, bool cluster) {
   PlanesPlan plan = {};
   int threads = 0;
-  if (!choose<T, kSize>(p, gpu, bands, &plan, &threads)) return cudaErrorNotSupported;
+  if (!choose<T, kSize>(p, gpu, bands, cluster, &plan, &threads)) return cudaErrorNotSupported;
   Grid grid;
   const int64_t blocks = p.batch * plan.down * ceil_div(p.channels, plan.chunk);
   if (blocks > 0x7fffffff) return cudaErrorNotSupported;
   grid.blocks = dim3(unsigned(blocks));
   grid.threads = dim3(unsigned(round_up(int(plan.lanes * plan.rows * p.out_width), 32)));
   grid.shared = size_t(round_up(plan.chunk * PlanesShape<T, kSize>::kChannelBytes, 16) +
-                       plan.stages * plan.stage);
+                       plan.stages * plan.stage + exchange_bytes<T>(p, cluster));
   grid.stream = stream;
+  grid.cluster = unsigned(plan.cluster);
   const bool add = p.combine == Combine::add;
   return launch(grid, add ? planes_kernel<T, kSize, true> : planes_kernel<T, kSize, false>, p,
                 plan);
 }
 
 template <typename T>
-cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, bool bands) {
+cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, bool bands, bool cluster) {
   switch (p.kernel_size) {
     case 3:
-      return run<T, 3>(p, gpu, stream, bands);
+      return run<T, 3>(p, gpu, stream, bands, cluster);
     case 5:
-      return run<T, 5>(p, gpu, stream, bands);
+      return run<T, 5>(p, gpu, stream, bands, cluster);
     case 7:
-      return run<T, 7>(p, gpu, stream, bands);
+      return run<T, 7>(p, gpu, stream, bands, cluster);
     default:
       return cudaErrorNotSupported;
   }
@@ -89,7 +101,7 @@ cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, bool bands) {
 
 }  // namespace
 
-int launch_planes(const Params& p, const Gpu& gpu, void* stream, bool bands) {
+int launch_planes(const Params& p, const Gpu& gpu, void* stream, bool bands, bool cluster) {
   const View& f = p.features;
   const bool flat = f.stride[3] == 1 && f.stride[2] == p.width && f.stride[1] >= 0 &&
                     reinterpret_cast<uintptr_t>(f.data) % 16 == 0;
@@ -98,15 +110,19 @@ int launch_planes(const Params& p, const Gpu& gpu, void* stream, bool bands) {
       (bands ? p.out_width > most : p.out_height * p.out_width > most)) {
     return cudaErrorNotSupported;
   }
+  const View& s = p.spatial;
+  const bool one_range =
+      s.stride[3] == 1 && s.stride[2] == p.out_width && s.stride[1] == p.out_height * p.out_width;
+  if (cluster && (gpu.arch < 90 || !one_range)) return cudaErrorNotSupported;
   switch (p.dtype) {
     case DType::float32:
-      return by_size<float>(p, gpu, stream, bands);
+      return by_size<float>(p, gpu, stream, bands, cluster);
     case DType::float64:
-      return by_size<double>(p, gpu, stream, bands);
+      return by_size<double>(p, gpu, stream, bands, cluster);
     case DType::float16:
-      return by_size<__half>(p, gpu, stream, bands);
+      return by_size<__half>(p, gpu, stream, bands, cluster);
     case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, gpu, stream, bands);
+      return by_size<__nv_bfloat16>(p, gpu, stream, bands, cluster);
   }
   return cudaErrorInvalidValue;
 }

@@ -10,6 +10,9 @@
 // where one stage holds them, else in two stages, of which one is copied while one is worked on.
 // The padding is a place that is not read.
 //
+// Where a sample's channels are split over blocks, these can form a cluster (sm_90 on): each reads
+// a share of the spatial filter, and stores it in the shared memory of all.
+//
 // Tiles are bands of whole rows, the plane itself where it is small. Any number of pixels, and any
 // alignment of S and the output, is served alike, since neighbouring threads are neighbouring
 // pixels; four of them in a thread, as in rows.cuh, would take half the instructions.
@@ -27,6 +30,7 @@ struct PlanesPlan {
   int lanes;       // planes that the threads of a block work on at a time
   int pitch;       // bytes of a plane's place in a stage; 0: planes follow one another as in memory
   int stage;       // bytes, a multiple of 16
+  int cluster;     // blocks that share the reading of the spatial filter; 1: each reads for itself
 };
 
 // By what the taps take of the registers.
@@ -62,9 +66,12 @@ __global__ void __launch_bounds__(planes_threads(kSize), 1)
   const int top = above > 0 ? above : 0,
             bottom = plan.pitch != 0 && below < height ? below : height;
   const T* input = at<T>(p.features, n, c0, top, 0);
+  const bool clusters = plan.cluster > 1;
+  if (clusters) cluster_arrive();  // has begun
 
   A* channel = dynamic_shared<A>();
   char* stages = dynamic_shared<char>() + round_up(plan.chunk * Shape::kChannelBytes, 16);
+  T* exchange = reinterpret_cast<T*>(stages + plan.stages * plan.stage);  // [kTaps][pixels]
   const int thread = threadIdx.x, threads = blockDim.x;
 
   // Whole planes are one range, which all threads copy; else a warp copies a band.
@@ -87,6 +94,17 @@ __global__ void __launch_bounds__(planes_threads(kSize), 1)
   issue(0);
   copies_commit();
 
+  if (clusters) {
+    const T* source = at<T>(p.spatial, n, 0, 0, 0);
+    const Share share =
+        share_of(source, kTaps * pixels, int(blockIdx.x) % plan.cluster, plan.cluster);
+    cluster_wait();  // all have begun
+#pragma unroll 1
+    for (int i = share.begin + thread; i < share.end; i += threads) {
+      store_in_all(exchange + i, source[i], plan.cluster);
+    }
+    cluster_arrive();  // has stored its share
+  }
   for (int i = thread; i < channels * kTaps; i += threads) {
     const int c = i / kTaps, j = i % kTaps;
     channel[c * kStoredTaps + j] = widen(*at<T>(p.channel, n, c0 + c, j / kSize, j % kSize));
@@ -104,9 +122,11 @@ __global__ void __launch_bounds__(planes_threads(kSize), 1)
     row_inside[i] = from_y >= 0 && from_y < height;
     column_inside[i] = from_x >= 0 && from_x < width;
   }
+  if (clusters) cluster_wait();  // all have stored
 #pragma unroll
   for (int j = 0; j < kTaps; ++j) {
-    spatial[j] = active ? widen(*at<T>(p.spatial, n, j, y, x)) : A(0);
+    const T* tap = clusters ? exchange + j * pixels + pixel : at<T>(p.spatial, n, j, y, x);
+    spatial[j] = active ? widen(*tap) : A(0);
   }
   T* out = active ? at<T>(p.out, n, c0, y, x) : nullptr;
 
