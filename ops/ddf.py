@@ -513,7 +513,7 @@ class DDFPack(_Pack):
         Raises:
             RuntimeError: if the operator cannot serve; the text says why.
         """
-        reason = self.fused_refusal(x.device.type)
+        reason = self.fused_refusal(x.device.type, x.dtype)
         if reason:
             raise RuntimeError(f"fused: {reason}")
         predict, spatial_norm = cast(tuple[nn.Conv2d, FilterNorm], self.spatial_branch)
@@ -535,12 +535,14 @@ class DDFPack(_Pack):
             self.kernel_combine,
         )
 
-    def fused_refusal(self, device: str) -> str:
+    def fused_refusal(self, device: str, dtype: torch.dtype) -> str:
         """Why `fused` cannot stand for `forward` on that kind of device; empty where it can."""
         if self.kernel_size > native.MAX_KERNEL_SIZE:
             return f"kernel_size is at most {native.MAX_KERNEL_SIZE}, not {self.kernel_size}"
         if device == "cuda" and self.kernel_size > 7:
             return f"kernel_size is 3, 5 or 7 on CUDA, not {self.kernel_size}"
+        if device == "cuda" and self.kernel_size > 3 and dtype == torch.float64:
+            return f"kernel_size is 3 in float64 on CUDA, not {self.kernel_size}; the module's own call serves it"
         return native.missing(device)
 
     def compute(self, x: Tensor, operator: Operator) -> Tensor:
@@ -718,7 +720,7 @@ class AblatedPack(DDFPack):
             return self.channel_branch(x).flatten(1), self.neutral.expand(n, self.head * taps, *size)
         return self.channel_branch(x).flatten(1), self.spatial_branch(x)
 
-    def fused_refusal(self, device: str) -> str:
+    def fused_refusal(self, device: str, dtype: torch.dtype) -> str:
         return "the whole module with FilterNorm alone"
 
     def generated(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -992,7 +994,7 @@ def _(inputs: Inputs, point: Point) -> Closure:
 @DDFModule.impl("fused", library="ddf")
 def _(inputs: Inputs, point: Point) -> Closure:
     features, pack = inputs["features"], cast(DDFPack, inputs.module)
-    reason = pack.fused_refusal(features.device.type)
+    reason = pack.fused_refusal(features.device.type, features.dtype)
     if reason:
         raise Skip(f"fused operator: {reason}")
     return lambda: pack.fused(features)

@@ -175,8 +175,10 @@ def test_what_is_not_fused_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(Skip, match=f"^fused operator: {reason}"):
             _ = made("ddf", "ddf", "fused", **axes).forward
     monkeypatch.setattr(native, "missing", lambda device: "")
-    assert DDFPack(4, 9).fused_refusal("cuda") == "kernel_size is 3, 5 or 7 on CUDA, not 9"
-    assert not DDFPack(4, 7).fused_refusal("cuda")
+    assert DDFPack(4, 9).fused_refusal("cuda", torch.float32) == "kernel_size is 3, 5 or 7 on CUDA, not 9"
+    assert "kernel_size is 3 in float64 on CUDA, not 5" in DDFPack(4, 5).fused_refusal("cuda", torch.float64)
+    assert not DDFPack(4, 7).fused_refusal("cuda", torch.float32)
+    assert not DDFPack(4, 3).fused_refusal("cuda", torch.float64)
 
 
 # -------------------------------------------------------------------------------------------------------- registration

@@ -159,6 +159,10 @@ ModuleParams describe_module(const Tensor& features, const Pack& pack, double sp
   if (features.is_cuda() && kernel_size > 7) {
     fail("kernel_size: expected 3, 5 or 7 on CUDA, got ", kernel_size);
   }
+  if (features.is_cuda() && kernel_size > 3 && p.dtype == DType::float64) {
+    fail("features: expected float32, float16 or bfloat16 at kernel_size ", kernel_size,
+         " on CUDA, got float64, which the unfused module serves");
+  }
   set_taps(p, kernel_size, dilation, stride);
   if (head < 1 || p.channels % head) {
     fail("head: expected a divisor of the ", p.channels, " channels, got ", head);

@@ -101,7 +101,7 @@ int cuda_forward_by(const char* name, const Params& params, int device, void* st
 int cuda_backward_by(const char* name, const Params& params, int device, void* stream);
 int64_t cuda_backward_work_bytes_by(const char* name, const Params& params, int device);
 
-// The whole module, for kernel sizes 3, 5 and 7; cudaErrorNotSupported for others.
+// The whole module, for kernel size 3, and 5 and 7 but in float64; else cudaErrorNotSupported.
 int64_t cuda_module_work_bytes(const ModuleParams& params, int device);
 int cuda_module_forward(const ModuleParams& params, int device, void* stream);
 int cuda_module_backward(const ModuleParams& params, int device, void* stream);

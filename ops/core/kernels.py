@@ -10,6 +10,9 @@ from . import build
 
 __all__ = ["Kernel", "backward_kernels", "kernels"]
 
+#: What every row with k = 5 and 7 is compiled for at these sizes; as csrc/ddf/cuda/instances.cuh has it.
+PARTLY = "k 5 and 7 by mul, not in float64"
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -33,6 +36,7 @@ class Kernel:
 
     def __str__(self) -> str:
         limits = [
+            PARTLY if "5" in self.kernel_sizes else "",
             f"planes of at most {self.most_pixels} pixels" if self.most_pixels else "",
             f"rows of at least {self.least_row_bytes} B" if self.least_row_bytes else "",
         ]

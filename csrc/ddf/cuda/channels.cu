@@ -4,23 +4,23 @@
 
 #include "ddf/cuda/channels.cuh"
 #include "ddf/cuda/forward.h"
+#include "ddf/cuda/instances.cuh"
 
 namespace ddf {
-
-#define CHANNELS_KERNELS(T)                                                          \
-  extern template ChannelsKernel channels_kernel_of<T, 3>(int64_t stride, bool add); \
-  extern template ChannelsKernel channels_kernel_of<T, 5>(int64_t stride, bool add); \
-  extern template ChannelsKernel channels_kernel_of<T, 7>(int64_t stride, bool add);
-CHANNELS_KERNELS(float)
-CHANNELS_KERNELS(double)
-CHANNELS_KERNELS(__half)
-CHANNELS_KERNELS(__nv_bfloat16)
-
 namespace {
 
 constexpr int kMostRows = 8;       // of a tile: their halo is a quarter
 constexpr int kMostColumns = 32;   // at k = 3: the taps of a tile are then 13 KB; else half of it
 constexpr int64_t kFar = 1 << 30;  // of pixels along a side, or channels: their numbers are 32-bit
+
+template <typename T, int kSize>
+ChannelsKernel kernel_of(int64_t stride, bool add) {
+  constexpr bool kAdd = has_add(kSize);
+  if (stride == 1) {
+    return add ? channels_kernel<T, kSize, 1, kAdd> : channels_kernel<T, kSize, 1, false>;
+  }
+  return add ? channels_kernel<T, kSize, 2, kAdd> : channels_kernel<T, kSize, 2, false>;
+}
 
 template <typename T, int kSize>
 cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool cluster) {
@@ -63,21 +63,7 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool cluster) {
   grid.stream = stream;
   grid.cluster = unsigned(plan.cluster);
   if (grid.shared > size_t(gpu.shared)) return cudaErrorNotSupported;
-  return launch(grid, channels_kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
-}
-
-template <typename T>
-cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, bool cluster) {
-  switch (p.kernel_size) {
-    case 3:
-      return run<T, 3>(p, gpu, stream, cluster);
-    case 5:
-      return run<T, 5>(p, gpu, stream, cluster);
-    case 7:
-      return run<T, 7>(p, gpu, stream, cluster);
-    default:
-      return cudaErrorNotSupported;
-  }
+  return launch(grid, kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
 }
 
 }  // namespace
@@ -91,17 +77,9 @@ int launch_channels(const Params& p, const Gpu& gpu, void* stream, bool cluster)
   const bool one_range =
       s.stride[1] == 1 && s.stride[3] == taps && s.stride[2] == p.out_width * taps;
   if (cluster && (gpu.arch < 90 || !one_range)) return cudaErrorNotSupported;
-  switch (p.dtype) {
-    case DType::float32:
-      return by_size<float>(p, gpu, stream, cluster);
-    case DType::float64:
-      return by_size<double>(p, gpu, stream, cluster);
-    case DType::float16:
-      return by_size<__half>(p, gpu, stream, cluster);
-    case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, gpu, stream, cluster);
-  }
-  return cudaErrorInvalidValue;
+  return by_instance(p, [&](auto element, auto size) {
+    return run<decltype(element), size()>(p, gpu, stream, cluster);
+  });
 }
 
 }  // namespace ddf

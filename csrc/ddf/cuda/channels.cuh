@@ -52,10 +52,6 @@ constexpr bool kChannelsTurns = kSize == 3;
 
 using ChannelsKernel = void (*)(const Params, const ChannelsPlan);
 
-// The kernel for a stride of 1 or 2; instantiated in channels_3.cu, channels_5.cu, channels_7.cu.
-template <typename T, int kSize>
-ChannelsKernel channels_kernel_of(int64_t stride, bool add);
-
 template <typename T, int kSize, int kStride, bool kAdd>
 __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
     channels_kernel(const Params p, const ChannelsPlan plan) {
@@ -208,14 +204,6 @@ __global__ void __launch_bounds__(kChannelsThreads, kSize == 3 ? 2 : 1)
     next += plan.lanes * kVector - (steps + 1) * p.features.stride[3];
     out += plan.lanes * kVector;
   }
-}
-
-template <typename T, int kSize>
-ChannelsKernel channels_kernel_of(int64_t stride, bool add) {
-  if (stride == 1) {
-    return add ? channels_kernel<T, kSize, 1, true> : channels_kernel<T, kSize, 1, false>;
-  }
-  return add ? channels_kernel<T, kSize, 2, true> : channels_kernel<T, kSize, 2, false>;
 }
 
 }  // namespace ddf

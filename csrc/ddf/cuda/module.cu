@@ -2,38 +2,40 @@
 
 #include <algorithm>
 
+#include "ddf/cuda/instances.cuh"
 #include "ddf/cuda/module_backward.cuh"
 #include "ddf/cuda/table.h"
 
 namespace ddf {
 namespace {
 
-// Calls body with an element of the type and a constant of the kernel size.
-template <typename Body>
-cudaError_t by_type_and_size(const ModuleParams& p, Body body) {
-  const auto by_size = [&](auto element) {
-    switch (p.kernel_size) {
-      case 3:
-        return body(element, std::integral_constant<int, 3>());
-      case 5:
-        return body(element, std::integral_constant<int, 5>());
-      case 7:
-        return body(element, std::integral_constant<int, 7>());
-      default:
-        return cudaErrorNotSupported;
-    }
-  };
-  switch (p.dtype) {
-    case DType::float32:
-      return by_size(float());
-    case DType::float64:
-      return by_size(double());
-    case DType::float16:
-      return by_size(__half());
-    case DType::bfloat16:
-      return by_size(__nv_bfloat16());
-  }
-  return cudaErrorInvalidValue;
+// The kernels for an element type and a kernel size, and what their launches depend on: the pixels
+// of a tile, and the bytes of shared memory that `predict` takes.
+struct ModuleKernels {
+  void (*predict)(const ModuleParams, const ModuleWork, const int64_t tiles);
+  void (*excite)(const ModuleParams, const ModuleWork, const int64_t tiles, const int64_t chunk);
+  void (*spread_spatial)(const ModuleParams, const ModuleWork);
+  void (*spread_channel)(const ModuleParams, const ModuleWork);
+  void (*hidden)(const ModuleParams, const ModuleWork);
+  void (*parameters)(const ModuleParams, const ModuleWork);
+  void (*features)(const ModuleParams, const ModuleWork, const int64_t tiles, const int64_t parts);
+  void (*weights)(const ModuleParams, const ModuleWork, const int64_t blocks);
+  int tile, shared;
+};
+
+template <typename T, int kSize>
+constexpr ModuleKernels kernels_of() {
+  using Shape = PredictShape<T, kSize>;
+  return {predict_kernel<T, kSize>,
+          excite_kernel<T>,
+          spread_spatial_kernel<T>,
+          spread_channel_kernel<T>,
+          hidden_kernel<T>,
+          parameters_kernel<T>,
+          features_kernel<T, kSize>,
+          weights_kernel<T>,
+          Shape::kTile,
+          Shape::kShared};
 }
 
 // How the work is cut, and where kernels leave what.
@@ -64,6 +66,8 @@ Params of_head(const ModuleParams& p, int64_t head, void* work) {
   return one;
 }
 
+int64_t accumulator_bytes(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
+
 Plan plan_of(const ModuleParams& p, const Gpu& gpu, int64_t tile) {
   Plan plan = {};
   const int64_t wanted = ceil_div(2 * gpu.multiprocessors, std::max<int64_t>(1, p.batch));
@@ -71,10 +75,10 @@ Plan plan_of(const ModuleParams& p, const Gpu& gpu, int64_t tile) {
   plan.chunk =
       ceil_div(p.channels, std::max<int64_t>(1, std::min(wanted, p.channels / kModuleWarps)));
   plan.parts = std::min(2 * wanted, plan.tiles);
-  const int64_t item = p.dtype == DType::float64 ? 8 : 4, taps = p.kernel_size * p.kernel_size;
+  const int64_t taps = p.kernel_size * p.kernel_size;
   const auto place = [&](void** to, int64_t elements) {
     *to = static_cast<char*>(p.work) + plan.bytes;
-    plan.bytes += ceil_div(elements * item, 64) * 64;
+    plan.bytes += ceil_div(elements * accumulator_bytes(p.dtype), 64) * 64;
   };
   ModuleWork& work = plan.work;
   place(&work.pooled, p.batch * plan.tiles * p.channels);
@@ -100,56 +104,59 @@ cudaError_t run(void (*kernel)(P...), int64_t blocks, size_t shared, void* strea
                 arguments...);
 }
 
-template <typename T, int kSize>
-cudaError_t predict(const ModuleParams& p, const Plan& plan, const Gpu& gpu, void* stream) {
-  using Shape = PredictShape<T, kSize>;
-  const int64_t held = (p.channels + p.hidden) * int64_t(sizeof(Accumulator<T>));
-  if (std::max<int64_t>(Shape::kShared, held) > gpu.shared - 1024) return cudaErrorNotSupported;
-  const cudaError_t error = run(predict_kernel<T, kSize>, p.batch * plan.tiles, Shape::kShared,
+cudaError_t predict(const ModuleParams& p, const ModuleKernels& kernels, const Plan& plan,
+                    const Gpu& gpu, void* stream) {
+  const int64_t held = (p.channels + p.hidden) * accumulator_bytes(p.dtype);
+  if (std::max<int64_t>(kernels.shared, held) > gpu.shared - 1024) return cudaErrorNotSupported;
+  const cudaError_t error = run(kernels.predict, p.batch * plan.tiles, size_t(kernels.shared),
                                 stream, p, plan.work, plan.tiles);
   if (error != cudaSuccess) return error;
-  return run(excite_kernel<T>, p.batch * ceil_div(p.channels, plan.chunk), size_t(held), stream, p,
+  return run(kernels.excite, p.batch * ceil_div(p.channels, plan.chunk), size_t(held), stream, p,
              plan.work, plan.tiles, plan.chunk);
 }
 
 // After the operator's own way back.
-template <typename T, int kSize>
-cudaError_t go_back(const ModuleParams& p, const Plan& plan, void* stream) {
+cudaError_t go_back(const ModuleParams& p, const ModuleKernels& kernels, const Plan& plan,
+                    void* stream) {
   const auto threads = [](int64_t count) { return ceil_div(count, kModuleThreads); };
-  const int64_t taps = kSize * kSize;
+  const int64_t taps = p.kernel_size * p.kernel_size;
   cudaError_t error =
-      run(spread_spatial_kernel<T>, threads(p.batch * p.head * p.out_height * p.out_width), 0,
-          stream, p, plan.work);
+      run(kernels.spread_spatial, threads(p.batch * p.head * p.out_height * p.out_width), 0, stream,
+          p, plan.work);
   const auto then = [&](auto kernel, int64_t blocks, auto... arguments) {
     if (error == cudaSuccess) error = run(kernel, blocks, 0, stream, p, plan.work, arguments...);
   };
-  then(spread_channel_kernel<T>, threads(p.batch * p.channels * 32));
-  then(hidden_kernel<T>, p.batch * ceil_div(p.hidden, 32));
-  then(parameters_kernel<T>, threads(p.channels * taps * (p.hidden + 2) +
-                                     p.hidden * (p.channels + 1) + p.batch * p.channels));
-  then(features_kernel<T, kSize>, p.batch * plan.parts, plan.tiles, plan.parts);
+  then(kernels.spread_channel, threads(p.batch * p.channels * 32));
+  then(kernels.hidden, p.batch * ceil_div(p.hidden, 32));
+  then(kernels.parameters, threads(p.channels * taps * (p.hidden + 2) +
+                                   p.hidden * (p.channels + 1) + p.batch * p.channels));
+  then(kernels.features, p.batch * plan.parts, plan.tiles, plan.parts);
   if (p.grad_parameters.spatial_weight.data) {
-    then(weights_kernel<T>, threads(p.head * taps * (p.channels + 1)), p.batch * plan.parts);
+    then(kernels.weights, threads(p.head * taps * (p.channels + 1)), p.batch * plan.parts);
   }
   return error;
 }
 
+// Calls pass(kernels, plan, gpu).
 template <typename Pass>
 int with_plan(const ModuleParams& p, int device, Pass pass) {
   Gpu gpu = {};
-  const cudaError_t error = describe(device, &gpu);
+  cudaError_t error = describe(device, &gpu);
   if (error != cudaSuccess) return error;
-  return by_type_and_size(p, [&](auto element, auto size) {
-    return pass(element, size, plan_of(p, gpu, PredictShape<decltype(element), size()>::kTile),
-                gpu);
+  ModuleKernels kernels = {};
+  error = by_type_and_size(p, [&](auto element, auto size) {
+    kernels = kernels_of<decltype(element), size()>();
+    return cudaSuccess;
   });
+  if (error != cudaSuccess) return error;
+  return pass(kernels, plan_of(p, gpu, kernels.tile), gpu);
 }
 
 }  // namespace
 
 int64_t cuda_module_work_bytes(const ModuleParams& p, int device) {
   int64_t bytes = 0;
-  with_plan(p, device, [&](auto, auto, const Plan& plan, const Gpu&) {
+  with_plan(p, device, [&](const ModuleKernels&, const Plan& plan, const Gpu&) {
     bytes = plan.bytes;
     if (p.backward) bytes += cuda_backward_work_bytes(of_head(p, 0, nullptr), device);
     return cudaSuccess;
@@ -158,8 +165,8 @@ int64_t cuda_module_work_bytes(const ModuleParams& p, int device) {
 }
 
 int cuda_module_forward(const ModuleParams& p, int device, void* stream) {
-  return with_plan(p, device, [&](auto element, auto size, const Plan& plan, const Gpu& gpu) {
-    cudaError_t error = predict<decltype(element), size()>(p, plan, gpu, stream);
+  return with_plan(p, device, [&](const auto& kernels, const Plan& plan, const Gpu& gpu) {
+    cudaError_t error = predict(p, kernels, plan, gpu, stream);
     for (int64_t head = 0; error == cudaSuccess && head < p.head; ++head) {
       error = cudaError_t(cuda_forward(of_head(p, head, nullptr), device, stream));
     }
@@ -168,14 +175,13 @@ int cuda_module_forward(const ModuleParams& p, int device, void* stream) {
 }
 
 int cuda_module_backward(const ModuleParams& p, int device, void* stream) {
-  return with_plan(p, device, [&](auto element, auto size, const Plan& plan, const Gpu& gpu) {
-    using T = decltype(element);
-    cudaError_t error = predict<T, size()>(p, plan, gpu, stream);
+  return with_plan(p, device, [&](const auto& kernels, const Plan& plan, const Gpu& gpu) {
+    cudaError_t error = predict(p, kernels, plan, gpu, stream);
     void* rest = static_cast<char*>(p.work) + plan.bytes;
     for (int64_t head = 0; error == cudaSuccess && p.batch > 0 && head < p.head; ++head) {
       error = cudaError_t(cuda_backward(of_head(p, head, rest), device, stream));
     }
-    return error == cudaSuccess ? go_back<T, size()>(p, plan, stream) : error;
+    return error == cudaSuccess ? go_back(p, kernels, plan, stream) : error;
   });
 }
 

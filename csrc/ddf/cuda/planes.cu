@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ddf/cuda/forward.h"
+#include "ddf/cuda/instances.cuh"
 #include "ddf/cuda/planes.cuh"
 
 namespace ddf {
@@ -81,22 +82,9 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bands, bool 
   grid.stream = stream;
   grid.cluster = unsigned(plan.cluster);
   const bool add = p.combine == Combine::add;
-  return launch(grid, add ? planes_kernel<T, kSize, true> : planes_kernel<T, kSize, false>, p,
-                plan);
-}
-
-template <typename T>
-cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, bool bands, bool cluster) {
-  switch (p.kernel_size) {
-    case 3:
-      return run<T, 3>(p, gpu, stream, bands, cluster);
-    case 5:
-      return run<T, 5>(p, gpu, stream, bands, cluster);
-    case 7:
-      return run<T, 7>(p, gpu, stream, bands, cluster);
-    default:
-      return cudaErrorNotSupported;
-  }
+  const auto kernel =
+      add ? planes_kernel<T, kSize, has_add(kSize)> : planes_kernel<T, kSize, false>;
+  return launch(grid, kernel, p, plan);
 }
 
 }  // namespace
@@ -114,17 +102,9 @@ int launch_planes(const Params& p, const Gpu& gpu, void* stream, bool bands, boo
   const bool one_range =
       s.stride[3] == 1 && s.stride[2] == p.out_width && s.stride[1] == p.out_height * p.out_width;
   if (cluster && (gpu.arch < 90 || !one_range)) return cudaErrorNotSupported;
-  switch (p.dtype) {
-    case DType::float32:
-      return by_size<float>(p, gpu, stream, bands, cluster);
-    case DType::float64:
-      return by_size<double>(p, gpu, stream, bands, cluster);
-    case DType::float16:
-      return by_size<__half>(p, gpu, stream, bands, cluster);
-    case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, gpu, stream, bands, cluster);
-  }
-  return cudaErrorInvalidValue;
+  return by_instance(p, [&](auto element, auto size) {
+    return run<decltype(element), size()>(p, gpu, stream, bands, cluster);
+  });
 }
 
 }  // namespace ddf

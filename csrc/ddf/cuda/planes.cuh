@@ -38,8 +38,6 @@ constexpr int planes_threads(int kernel_size) {
   return kernel_size == 3 ? 1024 : kernel_size == 5 ? 512 : 256;
 }
 
-using PlanesKernel = void (*)(const Params, const PlanesPlan);
-
 template <typename T, int kSize>
 struct PlanesShape {
   static constexpr int kTaps = kSize * kSize;

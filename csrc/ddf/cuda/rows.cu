@@ -3,19 +3,10 @@
 #include <algorithm>
 
 #include "ddf/cuda/forward.h"
+#include "ddf/cuda/instances.cuh"
 #include "ddf/cuda/rows.cuh"
 
 namespace ddf {
-
-#define ROWS_KERNELS(T)                                                      \
-  extern template RowsKernel rows_kernel_of<T, 3>(int64_t stride, bool add); \
-  extern template RowsKernel rows_kernel_of<T, 5>(int64_t stride, bool add); \
-  extern template RowsKernel rows_kernel_of<T, 7>(int64_t stride, bool add);
-ROWS_KERNELS(float)
-ROWS_KERNELS(double)
-ROWS_KERNELS(__half)
-ROWS_KERNELS(__nv_bfloat16)
-
 namespace {
 
 constexpr int64_t kMostStrips = 64;       // threads across a tile: beyond that it has a side halo
@@ -55,6 +46,13 @@ int choose_lanes(const Params& p, int64_t most_shared, RowsPlan plan) {
     if (least == 0 || cost <= least) least = cost, chosen = lanes;
   }
   return chosen;
+}
+
+template <typename T, int kSize>
+RowsKernel kernel_of(int64_t stride, bool add) {
+  constexpr bool kAdd = has_add(kSize);
+  if (stride == 1) return add ? rows_kernel<T, kSize, 1, kAdd> : rows_kernel<T, kSize, 1, false>;
+  return add ? rows_kernel<T, kSize, 2, kAdd> : rows_kernel<T, kSize, 2, false>;
 }
 
 template <typename T, int kSize>
@@ -111,21 +109,7 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, bool bulk) {
   grid.threads = dim3(unsigned(
       round_up(plan.lanes * (plan.columns / Shape::kPixels) * (plan.rows / Shape::kRows), 32)));
   grid.stream = stream;
-  return launch(grid, rows_kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
-}
-
-template <typename T>
-cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, bool bulk) {
-  switch (p.kernel_size) {
-    case 3:
-      return run<T, 3>(p, gpu, stream, bulk);
-    case 5:
-      return run<T, 5>(p, gpu, stream, bulk);
-    case 7:
-      return run<T, 7>(p, gpu, stream, bulk);
-    default:
-      return cudaErrorNotSupported;
-  }
+  return launch(grid, kernel_of<T, kSize>(p.stride, p.combine == Combine::add), p, plan);
 }
 
 }  // namespace
@@ -137,17 +121,9 @@ int launch_rows(const Params& p, const Gpu& gpu, void* stream, bool bulk) {
     return cudaErrorNotSupported;
   }
   if (bulk && gpu.arch < 90) return cudaErrorNotSupported;
-  switch (p.dtype) {
-    case DType::float32:
-      return by_size<float>(p, gpu, stream, bulk);
-    case DType::float64:
-      return by_size<double>(p, gpu, stream, bulk);
-    case DType::float16:
-      return by_size<__half>(p, gpu, stream, bulk);
-    case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, gpu, stream, bulk);
-  }
-  return cudaErrorInvalidValue;
+  return by_instance(p, [&](auto element, auto size) {
+    return run<decltype(element), size()>(p, gpu, stream, bulk);
+  });
 }
 
 }  // namespace ddf

@@ -76,10 +76,6 @@ constexpr int kRowsThreads = 256;
 
 using RowsKernel = void (*)(const Params, const RowsPlan);
 
-// The kernel for a stride of 1 or 2; instantiated in rows_3.cu, rows_5.cu and rows_7.cu.
-template <typename T, int kSize>
-RowsKernel rows_kernel_of(int64_t stride, bool add);
-
 // Where a copy comes from and goes to, in elements from the first input pixel and the stage.
 struct RowsCopy {
   int from, to;
@@ -264,12 +260,6 @@ __global__ void __launch_bounds__(kRowsThreads, rows_at_once<T, kSize>())
       store<Hint::streaming>(to, pack);
     }
   }
-}
-
-template <typename T, int kSize>
-RowsKernel rows_kernel_of(int64_t stride, bool add) {
-  if (stride == 1) return add ? rows_kernel<T, kSize, 1, true> : rows_kernel<T, kSize, 1, false>;
-  return add ? rows_kernel<T, kSize, 2, true> : rows_kernel<T, kSize, 2, false>;
 }
 
 }  // namespace ddf

@@ -2,21 +2,10 @@
 
 #include <algorithm>
 
+#include "ddf/cuda/instances.cuh"
 #include "ddf/cuda/strips.cuh"
 
 namespace ddf {
-
-#define STRIPS_KERNELS(T)                                        \
-  extern template StripsKernel strips_kernel_of<T, 3>(bool add); \
-  extern template StripsKernel strips_kernel_of<T, 5>(bool add);
-STRIPS_KERNELS(float)
-STRIPS_KERNELS(double)
-STRIPS_KERNELS(__half)
-STRIPS_KERNELS(__nv_bfloat16)
-extern template StripsKernel strips_kernel_of<float, 7>(bool add);
-extern template StripsKernel strips_kernel_of<__half, 7>(bool add);
-extern template StripsKernel strips_kernel_of<__nv_bfloat16, 7>(bool add);
-
 namespace {
 
 constexpr int64_t kMostChunk = 256;  // channels whose taps are in shared memory
@@ -77,8 +66,6 @@ bool choose(const Params& p, const Gpu& gpu, StripsPlan* plan) {
 
 template <typename T, int kSize>
 cudaError_t run(const Params& p, const Gpu& gpu, void* stream, int64_t* bytes) {
-  const StripsKernel kernel = strips_kernel_of<T, kSize>(p.combine == Combine::add);
-  if (!kernel) return cudaErrorNotSupported;
   StripsPlan plan = {};
   if (!choose<T, kSize>(p, gpu, &plan)) return cudaErrorNotSupported;
   const int64_t chunks = ceil_div(p.channels, plan.chunk), blocks = p.batch * plan.down * chunks;
@@ -91,23 +78,11 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, int64_t* bytes) {
   grid.threads = dim3(unsigned(plan.lanes * plan.team));
   grid.shared = size_t(strips_shared<T, kSize>(plan));
   grid.stream = stream;
+  const bool add = p.combine == Combine::add;
+  const auto kernel =
+      add ? strips_kernel<T, kSize, has_add(kSize)> : strips_kernel<T, kSize, false>;
   const cudaError_t error = launch(grid, kernel, p, plan);
   return error == cudaSuccess ? cudaError_t(launch_sums(p, plan.parts, stream)) : error;
-}
-
-template <typename T>
-cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, int64_t* bytes) {
-  switch (p.kernel_size) {
-    case 3:
-      return run<T, 3>(p, gpu, stream, bytes);
-    case 5:
-      return run<T, 5>(p, gpu, stream, bytes);
-    case 7:  // 49 taps and 49 sums of float64 are more than a thread has registers
-      if constexpr (sizeof(T) < 8) return run<T, 7>(p, gpu, stream, bytes);
-      return cudaErrorNotSupported;
-    default:
-      return cudaErrorNotSupported;
-  }
 }
 
 }  // namespace
@@ -121,17 +96,9 @@ int launch_strips(const Params& p, const Gpu& gpu, void* stream, int64_t* bytes)
       p.width > StripsShape<float, 3>::kThreads || p.height > (1 << 20)) {
     return cudaErrorNotSupported;
   }
-  switch (p.dtype) {
-    case DType::float32:
-      return by_size<float>(p, gpu, stream, bytes);
-    case DType::float64:
-      return by_size<double>(p, gpu, stream, bytes);
-    case DType::float16:
-      return by_size<__half>(p, gpu, stream, bytes);
-    case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, gpu, stream, bytes);
-  }
-  return cudaErrorInvalidValue;
+  return by_instance(p, [&](auto element, auto size) {
+    return run<decltype(element), size()>(p, gpu, stream, bytes);
+  });
 }
 
 }  // namespace ddf

@@ -37,18 +37,11 @@ struct StripsPlan {
 template <typename T, int kSize>
 struct StripsShape : BackwardShape<kSize> {
   static constexpr bool kDouble = sizeof(T) == 8;
-  static constexpr int kRows = kSize == 3 ? (kDouble ? 2 : 3) : kSize == 5 && !kDouble ? 2 : 1;
+  static constexpr int kRows = kSize == 3 ? (kDouble ? 2 : 3) : kSize == 5 ? 2 : 1;
   static constexpr int kThreads = kDouble ? 256 : kSize == 3 ? 512 : 384;
 };
 
 constexpr int kStripsStages = 3;
-
-using StripsKernel = void (*)(const Params, const StripsPlan);
-
-// Instantiated in strips_3.cu, strips_5.cu, strips_7.cu; null for what is not worth its
-// compilation: filters that are added, at k = 5 and 7.
-template <typename T, int kSize>
-StripsKernel strips_kernel_of(bool add);
 
 // Bytes of shared memory in front of the stages: the channel taps, and what the warps add to their
 // gradient, of this turn and the last.
@@ -247,14 +240,6 @@ __global__ void __launch_bounds__(StripsShape<T, kSize>::kThreads, 1)
                        grad_spatial[t][r]);
     }
   }
-}
-
-template <typename T, int kSize>
-StripsKernel strips_kernel_of(bool add) {
-  if constexpr (kSize == 3) {
-    if (add) return strips_kernel<T, kSize, true>;
-  }
-  return add ? nullptr : strips_kernel<T, kSize, false>;
 }
 
 }  // namespace ddf

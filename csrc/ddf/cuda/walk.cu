@@ -2,21 +2,10 @@
 
 #include <algorithm>
 
+#include "ddf/cuda/instances.cuh"
 #include "ddf/cuda/walk.cuh"
 
 namespace ddf {
-
-#define WALK_KERNELS(T)                                      \
-  extern template WalkKernel walk_kernel_of<T, 3>(bool add); \
-  extern template WalkKernel walk_kernel_of<T, 5>(bool add);
-WALK_KERNELS(float)
-WALK_KERNELS(double)
-WALK_KERNELS(__half)
-WALK_KERNELS(__nv_bfloat16)
-extern template WalkKernel walk_kernel_of<float, 7>(bool add);
-extern template WalkKernel walk_kernel_of<__half, 7>(bool add);
-extern template WalkKernel walk_kernel_of<__nv_bfloat16, 7>(bool add);
-
 namespace {
 
 constexpr int64_t kMostColumns = 64;  // of a tile: beyond that the halo to the sides is 3 %
@@ -36,8 +25,6 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, int64_t* bytes) {
       return cudaErrorNotSupported;
     }
   }
-  const WalkKernel kernel = walk_kernel_of<T, kSize>(p.combine == Combine::add);
-  if (!kernel) return cudaErrorNotSupported;
   WalkPlan plan = {};
   Params padded = p;
   padded.out_height = p.height + kSize - 1;
@@ -65,23 +52,10 @@ cudaError_t run(const Params& p, const Gpu& gpu, void* stream, int64_t* bytes) {
   grid.threads = dim3(unsigned(32 * plan.warps));
   grid.shared = size_t(walk_shared<T, kSize>(plan.rows * plan.columns, plan.warps));
   grid.stream = stream;
+  const bool add = p.combine == Combine::add;
+  const auto kernel = add ? walk_kernel<T, kSize, has_add(kSize)> : walk_kernel<T, kSize, false>;
   const cudaError_t error = launch(grid, kernel, p, plan);
   return error == cudaSuccess ? cudaError_t(launch_sums(p, plan.parts, stream)) : error;
-}
-
-template <typename T>
-cudaError_t by_size(const Params& p, const Gpu& gpu, void* stream, int64_t* bytes) {
-  switch (p.kernel_size) {
-    case 3:
-      return run<T, 3>(p, gpu, stream, bytes);
-    case 5:
-      return run<T, 5>(p, gpu, stream, bytes);
-    case 7:  // three times 49 numbers of float64 are more than a thread has registers
-      if constexpr (sizeof(T) < 8) return run<T, 7>(p, gpu, stream, bytes);
-      return cudaErrorNotSupported;
-    default:
-      return cudaErrorNotSupported;
-  }
 }
 
 }  // namespace
@@ -90,17 +64,9 @@ int launch_walk(const Params& p, const Gpu& gpu, void* stream, int64_t* bytes) {
   if (p.stride != 1 || p.dilation != 1 || std::max({p.height, p.width, p.channels}) > kFar) {
     return cudaErrorNotSupported;
   }
-  switch (p.dtype) {
-    case DType::float32:
-      return by_size<float>(p, gpu, stream, bytes);
-    case DType::float64:
-      return by_size<double>(p, gpu, stream, bytes);
-    case DType::float16:
-      return by_size<__half>(p, gpu, stream, bytes);
-    case DType::bfloat16:
-      return by_size<__nv_bfloat16>(p, gpu, stream, bytes);
-  }
-  return cudaErrorInvalidValue;
+  return by_instance(p, [&](auto element, auto size) {
+    return run<decltype(element), size()>(p, gpu, stream, bytes);
+  });
 }
 
 }  // namespace ddf

@@ -32,13 +32,6 @@ struct WalkShape : BackwardShape<kSize> {
 
 constexpr int kWalkWarps = 8;
 
-using WalkKernel = void (*)(const Params, const WalkPlan);
-
-// Instantiated in walk_3.cu, walk_5.cu, walk_7.cu; null for what is not worth its compilation:
-// filters that are added, at k = 5 and 7.
-template <typename T, int kSize>
-WalkKernel walk_kernel_of(bool add);
-
 template <typename T, int kSize>
 __host__ __device__ constexpr int64_t walk_shared(int64_t pixels, int warps) {
   using Shape = WalkShape<T, kSize>;
@@ -201,14 +194,6 @@ __global__ void __launch_bounds__(32 * kWalkWarps, 1)
   each_tap([&](int place, int tap, int y, int x) {
     store_spatial<T>(p, plan.parts.spatial, chunk, n, tap, y, x, grad_spatial[place]);
   });
-}
-
-template <typename T, int kSize>
-WalkKernel walk_kernel_of(bool add) {
-  if constexpr (kSize == 3) {
-    if (add) return walk_kernel<T, kSize, true>;
-  }
-  return add ? nullptr : walk_kernel<T, kSize, false>;
 }
 
 }  // namespace ddf
