@@ -4,11 +4,11 @@
 // spatial filter and an addition for the mean. With the operator after them, which reads them
 // again, features are read twice and the output written once, in three launches.
 //
-//   predict   A block is a tile of pixels, a warp every eighth group of four channels. A thread
-//             keeps the sums of all taps of 4 pixels (k = 3; 2 at k = 5, 1 at k = 7), so that a
-//             weight, the same for all lanes, serves 4 multiply-adds. The four channels are also
-//             added up over the tile, for the mean. At the end the warps' sums are added in shared
-//             memory and each pixel's filter is normalised where it is whole.
+//   predict   A block is a tile of pixels, a warp every eighth group of four channels (two at
+//             k = 5, 7). A thread keeps the sums of all taps of 4 pixels (k = 3; 2 at k = 5, 1 at
+//             k = 7), so that a weight, the same for all lanes, serves 4 multiply-adds. The
+//             channels are also added up over the tile, for the mean. At the end the warps' sums
+//             are added in shared memory and each pixel's filter is normalised where it is whole.
 //   excite    A block is a chunk of a sample's channels. It adds up the tiles' sums, squeezes them
 //             by itself, which is less than waiting for another block, and a warp then excites and
 //             normalises the filter of a channel.
@@ -21,7 +21,6 @@
 namespace ddf {
 
 constexpr int kModuleThreads = 256, kModuleWarps = kModuleThreads / 32;
-constexpr int kModuleChannels = 4;  // that a warp takes at a time
 
 // Pixels of a thread, by what their sums take of the registers.
 template <typename T, int kSize>
@@ -30,6 +29,8 @@ struct PredictShape {
   static constexpr int kWhole = kSize == 3 ? 4 : kSize == 5 ? 2 : 1;
   static constexpr int kPixels = sizeof(T) == 8 && kWhole > 1 ? kWhole / 2 : kWhole;
   static constexpr int kTile = 32 * kPixels;
+  // That a warp takes at a time; fewer where all their taps are long to compile.
+  static constexpr int kChannels = kSize == 3 ? 4 : 2;
   static constexpr int kShared = kModuleWarps * kTaps * kTile * int(sizeof(Accumulator<T>));
 };
 
@@ -68,14 +69,14 @@ __device__ inline bool channels_adjacent(const View& view) {
   return view.stride[1] == 1 && bits % (sizeof(T) < 4 ? 8 : 16) == 0;
 }
 
-// Four channels of a pixel, `step` apart, of which there are `count`; zero beyond.
-template <typename T>
-__device__ inline Pack<T, kModuleChannels> load_channels(const T* from, int64_t step, int64_t count,
-                                                         bool adjacent) {
-  if (adjacent && count >= kModuleChannels) return load<kModuleChannels>(from);
-  Pack<T, kModuleChannels> pack = {};
+// Channels of a pixel, `step` apart, of which there are `count`; zero beyond.
+template <int kChannels, typename T>
+__device__ inline Pack<T, kChannels> load_channels(const T* from, int64_t step, int64_t count,
+                                                   bool adjacent) {
+  if (adjacent && count >= kChannels) return load<kChannels>(from);
+  Pack<T, kChannels> pack = {};
 #pragma unroll
-  for (int i = 0; i < kModuleChannels; ++i) {
+  for (int i = 0; i < kChannels; ++i) {
     if (i < count) pack[i] = from[i * step];
   }
   return pack;
@@ -94,7 +95,8 @@ __global__ void __launch_bounds__(kModuleThreads)
     predict_kernel(const ModuleParams p, const ModuleWork work, const int64_t tiles) {
   using A = Accumulator<T>;
   using Shape = PredictShape<T, kSize>;
-  constexpr int kTaps = Shape::kTaps, kPixels = Shape::kPixels, kChannels = kModuleChannels;
+  constexpr int kTaps = Shape::kTaps, kPixels = Shape::kPixels;
+  constexpr int kChannels = Shape::kChannels;
   const int64_t tile = blockIdx.x % tiles, n = blockIdx.x / tiles;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const ModuleParameters& weights = p.parameters;
@@ -119,8 +121,8 @@ __global__ void __launch_bounds__(kModuleThreads)
       const T* from = at<T>(p.features, n, c, 0, 0);
 #pragma unroll
       for (int r = 0; r < kPixels; ++r) {
-        const Pack<T, kChannels> pack = load_channels(from + offset[r], p.features.stride[1],
-                                                      inside[r] ? p.channels - c : 0, adjacent);
+        const Pack<T, kChannels> pack = load_channels<kChannels>(
+            from + offset[r], p.features.stride[1], inside[r] ? p.channels - c : 0, adjacent);
 #pragma unroll
         for (int i = 0; i < kChannels; ++i) features[i][r] = widen(pack[i]);
       }

@@ -148,12 +148,12 @@ __global__ void __launch_bounds__(kModuleThreads)
 }
 
 // As load_channels.
-template <typename T>
+template <typename T, int kChannels>
 __device__ inline void store_channels(T* to, int64_t step, int64_t count, bool adjacent,
-                                      const Pack<T, kModuleChannels>& pack) {
-  if (adjacent && count >= kModuleChannels) return store(to, pack);
+                                      const Pack<T, kChannels>& pack) {
+  if (adjacent && count >= kChannels) return store(to, pack);
 #pragma unroll
-  for (int i = 0; i < kModuleChannels; ++i) {
+  for (int i = 0; i < kChannels; ++i) {
     if (i < count) to[i * step] = pack[i];
   }
 }
@@ -167,7 +167,8 @@ __global__ void __launch_bounds__(kModuleThreads, 1)
   using A = Accumulator<T>;
   using Shape = PredictShape<T, kSize>;
   using Rows = BackwardShape<kSize>;
-  constexpr int kTaps = Shape::kTaps, kPixels = Shape::kPixels, kChannels = kModuleChannels;
+  constexpr int kTaps = Shape::kTaps, kPixels = Shape::kPixels;
+  constexpr int kChannels = Shape::kChannels;
   const int64_t part = blockIdx.x % parts, n = blockIdx.x / parts;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t out_pixels = p.out_height * p.out_width;
@@ -206,10 +207,10 @@ __global__ void __launch_bounds__(kModuleThreads, 1)
 #pragma unroll
       for (int r = 0; r < kPixels; ++r) {
         const int64_t count = inside[r] ? p.channels - c : 0;
-        feature[r] =
-            load_channels(from + offset[r], p.features.stride[1], by_weight ? count : 0, adjacent);
-        grad_feature[r] = load_channels(to + grad_offset[r], p.grad_features.stride[1],
-                                        by_features ? count : 0, grad_adjacent);
+        feature[r] = load_channels<kChannels>(from + offset[r], p.features.stride[1],
+                                              by_weight ? count : 0, adjacent);
+        grad_feature[r] = load_channels<kChannels>(to + grad_offset[r], p.grad_features.stride[1],
+                                                   by_features ? count : 0, grad_adjacent);
       }
 #pragma unroll
       for (int v = 0; v < kChannels; ++v) {
