@@ -5,7 +5,8 @@
 Every case is one that needs more memory than there is, by formula: its node settles it without a worker, so that what
 takes time is the run itself: planning, Ray, and a record on disk for each case before the next one of its device. With
 `--workers` each is begun in a worker of its own, as every case is that is measured; with `--local` there is no Ray.
-Prints the seconds, the processor time of the driver, and its memory as records come in.
+Prints when a tenth, half and all of the records were on disk, what processor time the driver had spent by then and the
+memory that it held.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,12 +47,13 @@ class Noop(Suite):
 NODES = 3
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory that a process holds."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def held(pid: int, field: str) -> int:
+    """Bytes of memory that a process holds (`VmRSS`), or has held at most (`VmHWM`)."""
+    told = Path(f"/proc/{pid}/status").read_text()
+    return int(told.partition(f"{field}:")[2].split()[0]) * 1024
 
 
-def driver_seconds(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
     """Processor time of a process by now, its children's left out."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -61,45 +63,60 @@ def take(tree: Path, cases: int, batch: int, executor: Sequence[str]) -> dict[st
     """Runs the cases, looking at the driver all the while."""
     options = ("--suite", "noop", "--op", "dwconv", "--device", "cpu", "--batch", str(batch), "--resolution", "7")
     channels = ",".join(map(str, range(1, cases + 1)))
-    command = [sys.executable, "runner.py", *options, "--channels", channels, "--output", "out"]
+    command = [sys.executable, "runner.py", *options, "--channels", channels, "--output", "out", *executor]
     began = time.monotonic()
-    driver = subprocess.Popen(
-        [*command, *executor],
-        cwd=tree,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    records, seen, memory, measured, processor = tree / "out" / "records.jsonl", 0, {}, 0.0, 0.0
+    driver = subprocess.Popen(command, cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    records, peak, marks = Recorded(tree / "out" / "records.jsonl"), 0, {}
+    open_marks = [cases // 10, cases // 2, cases]
     while driver.poll() is None:
-        time.sleep(0.2)
-        if records.exists():
-            with records.open("rb") as file:
-                seen = sum(1 for _ in file)
-            if seen < cases:
-                measured = time.monotonic() - began
-                memory[10 * seen // cases], processor = resident(driver.pid), driver_seconds(driver.pid)
+        with suppress(OSError, ValueError, IndexError):  # it has just ended
+            peak = held(driver.pid, "VmHWM")
+            while open_marks and records.count() >= open_marks[0]:
+                marks[open_marks.pop(0)] = {
+                    "seconds": round(time.monotonic() - began, 1),
+                    "driver_processor_seconds": round(processor_seconds(driver.pid), 1),
+                    "driver_memory": held(driver.pid, "VmRSS"),
+                    "driver_peak_memory": peak,
+                }
+        time.sleep(0.1)
     return {
-        "cases": seen,
+        "records": records.count(),
         "exit": driver.returncode,
         "seconds": round(time.monotonic() - began, 1),
-        "seconds_to_the_last_record": round(measured, 1),
-        "driver_processor_seconds": round(processor, 1),
-        "driver_memory_by_tenth": {f"{10 * tenth} %": size for tenth, size in memory.items()},
+        "driver_peak_memory": peak,
+        "after_records": marks,
     }
+
+
+class Recorded:
+    """Counts the lines of a file that grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read, self._lines = path, 0, 0
+
+    def count(self) -> int:
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                more = file.read()
+            self._read += len(more)
+            self._lines += more.count(b"\n")
+        return self._lines
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[str]:
     """The address of the nodes, for as long as they are needed."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # With the last, whatever the system, a machine's address is 127.0.0.1.
+    loopback = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    os.environ |= {**loopback, "RAY_TMPDIR": str(folder)}
     from ray.cluster_utils import Cluster
 
-    plain = {"num_cpus": 0, "object_store_memory": 80_000_000}
-    head = {**plain, "include_dashboard": False, "temp_dir": str(folder / "ray")}
-    running = Cluster(initialize_head=True, head_node_args=head)
+    node = {"num_cpus": 0, "object_store_memory": 80_000_000, "resources": {"exclusive_cores": 2}}
+    running = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
-        for _ in range(NODES):
-            running.add_node(**plain, resources={"exclusive_cores": 2})
+        for _ in range(NODES - 1):
+            running.add_node(**node)
         yield running.address
     finally:
         running.shutdown()

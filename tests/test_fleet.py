@@ -5,6 +5,7 @@ One run serves all tests, since a cluster and its workers take a while to start.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,36 @@ pytest.importorskip("ray")
 from suites.core import sources
 from suites.core.cases import UsageError
 from suites.core.fleet import CORES, Group, Slot, given_up, model_of, moved, offered
+from suites.core.machine import affinity
 
 SWEEP = (
     *("--preset", "quick", "--suite", "latency,params", "--op", "dwconv,ddf_op", "--impl", "torch,composite"),
-    *("--resolution", "5,6,7,8,9,10,11,12", "--channels", "8", "--seconds", "0.6", "--processes", "1"),
+    *("--resolution", "5,6,7,8", "--channels", "8", "--seconds", "0.05", "--processes", "1"),
 )
 #: Types of the nodes' accelerators: two devices of one model share its cases, the third has all of its own.
 TYPES = ("alpha", "alpha", "beta")
 #: What every node has.
-PLAIN = {"num_cpus": 0, "object_store_memory": 80_000_000}
+PLAIN = {"num_cpus": 0, "object_store_memory": 80_000_000, "node_ip_address": "127.0.0.1"}
+#: With the first, whatever the system, drivers take 127.0.0.1 too for their machine's address.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+#: What a run says once it begins to measure.
+MEASURING = "cases, forecast"
+
+
+@dataclass
+class Cluster:
+    """Nodes on loopback.
+
+    Args:
+        folder: where Ray keeps what it needs, the sources of jobs as well.
+        victim: one of the nodes that share a model.
+        foreign: the revision of the sources that a further node runs whatever the job brings.
+    """
+
+    folder: Path
+    running: Any
+    victim: Any
+    foreign: str
 
 
 @dataclass
@@ -46,7 +68,8 @@ class Sweep:
         local: status by case of a run without Ray.
         models: by model, its `run.json` and its records.
         before: the lines on disk when the driver was killed, by model.
-        lost: host and part of the id of the node that was killed.
+        lost: part of the id of the node that was killed.
+        processors: those on which the nodes' workers may run.
     """
 
     path: Path
@@ -54,7 +77,7 @@ class Sweep:
     models: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
     before: dict[str, list[str]]
     lost: str
-    said: str
+    processors: set[frozenset[int]]
 
 
 def lines(path: Path) -> list[str]:
@@ -62,65 +85,82 @@ def lines(path: Path) -> list[str]:
     return [line for file in sorted(path.rglob("records.jsonl")) for line in file.read_text().splitlines()]
 
 
-def wait_for(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+def wait_for(reached: Callable[[], bool], process: subprocess.Popen[bytes], said: Path) -> None:
     deadline = time.monotonic() + 240
-    while len(lines(path)) < count:
-        assert process.poll() is None, process.communicate()[1]
+    while not reached():
+        assert process.poll() is None, said.read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def processors_of_workers(folder: Path) -> set[frozenset[int]]:
+    """Those of each worker, and of the server that it is forked from, which runs below a folder."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if (
+                b"suites.core.server" in (process / "cmdline").read_bytes()
+                and folder in (process / "cwd").resolve().parents
+            ):
+                found.add(frozenset(os.sched_getaffinity(int(process.name))))
+    return found
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[tuple[Any, Any]]:
-    """Three nodes, and one of those that share a model."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    from ray import cluster_utils
 
-    folder = tempfile.mkdtemp(prefix="ddf-")  # short, as sockets lie in it
-    head = {**PLAIN, "include_dashboard": False, "temp_dir": folder}
-    running = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        nodes = [running.add_node(**PLAIN, resources={CORES: 2, f"accelerator_type:{name}": 1}) for name in TYPES]
-        yield running, nodes[0]
-    finally:
-        running.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    other = tmp_path_factory.mktemp("other")
+    sources.pack(ROOT, [], other)
+    (other / "ops" / "pac.py").write_text("# another revision\n")
+    # A node's processes look in the job's sources first, even before PYTHONPATH, unless a hook has others by then.
+    (other / "sitecustomize.py").write_text(f"import sys\nsys.path.insert(0, {str(other)!r})\nimport suites\n")
+    folder = Path(tempfile.mkdtemp(prefix="ddf-"))  # short, as sockets lie in it
+    offers = [{**PLAIN, "resources": {CORES: 1, f"accelerator_type:{name}": 1}} for name in (*TYPES, "gamma")]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**LOOPBACK, "RAY_TMPDIR": str(folder)}.items():
+            patch.setenv(name, value)
+        running = cluster_utils.Cluster(initialize_head=True, head_node_args={**offers[2], "include_dashboard": False})
+        try:
+            victim, _ = running.add_node(**offers[0]), running.add_node(**offers[1])
+            running.add_node(**offers[3], env_vars={"PYTHONPATH": str(other)})
+            yield Cluster(folder, running, victim, sources.revision(other))
+        finally:
+            running.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
-def sweep(cluster: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    running, victim = cluster
+def sweep(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     folder = tmp_path_factory.mktemp("fleet")
-    path = folder / "run"
+    path, said = folder / "run", folder / "said"
     command = [sys.executable, str(ROOT / "runner.py")]
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*command, *arguments], cwd=folder, text=True, **pipes)
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        with said.open("wb") as file:
+            return subprocess.Popen([*command, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=file)
 
-    fleet = ("--executor", "ray", "--ray-address", running.address, "--device", "cpu")
+    fleet = ("--executor", "ray", "--ray-address", cluster.running.address, "--device", "cpu")
     driver = start(*SWEEP, *fleet, "--output", "run")
-    wait_for(path, 6, driver)
+    victim = cluster.victim.node_id[:8]
+    wait_for(lambda: any(victim in line for line in lines(path)), driver, said)
     driver.send_signal(signal.SIGKILL)
-    driver.communicate()
+    driver.wait()
     before = {file.parent.name: file.read_text().splitlines() for file in path.rglob("records.jsonl")}
 
     driver = start("--resume", "run")
-    wait_for(path, sum(map(len, before.values())) + 4, driver)
-    running.remove_node(victim, allow_graceful=False)
-    _, said = driver.communicate(timeout=240)
-    assert driver.returncode == 0, said
+    wait_for(lambda: MEASURING in said.read_text(), driver, said)
+    processors = processors_of_workers(cluster.folder)
+    cluster.running.remove_node(cluster.victim, allow_graceful=False)
+    assert driver.wait(timeout=240) == 0, said.read_text()
 
-    done = subprocess.run(
-        [*command, *SWEEP, "--device", "cpu", "--output", "local"], cwd=folder, capture_output=True, check=False
-    )
-    assert done.returncode == 0
+    assert start(*SWEEP, "--device", "cpu", "--output", "local").wait(timeout=240) == 0, said.read_text()
     local = {record["case"]: record["status"] for record in map(json.loads, lines(folder / "local"))}
     models = {}
     for file in path.rglob("records.jsonl"):
         environment = json.loads((file.parent / "run.json").read_text())
         models[environment["model"]] = (environment, [json.loads(line) for line in file.read_text().splitlines()])
-    return Sweep(path, local, models, before, victim.node_id[:8], said)
+    return Sweep(path, local, models, before, victim, processors)
 
 
 @pytest.mark.slow
@@ -137,7 +177,7 @@ def test_no_record_is_lost_or_repeated(sweep: Sweep) -> None:
         folder = environment["run"].rpartition("/")[2]
         kept = (sweep.path / folder / "records.jsonl").read_text().splitlines()
         assert kept[: len(sweep.before[folder])] == sweep.before[folder]
-        assert sweep.before[folder]
+    assert any(sweep.before.values())
 
 
 @pytest.mark.slow
@@ -190,25 +230,19 @@ def test_each_model_has_its_tables_and_all_are_compared(sweep: Sweep) -> None:
 
 
 @pytest.mark.slow
-def test_a_node_with_other_sources_is_refused(cluster: tuple[Any, Any], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    sources.pack(ROOT, [], other)
-    (other / "ops" / "pac.py").write_text("# another revision\n")
-    running, _ = cluster
-    resources = {CORES: 2, "accelerator_type:foreign": 1}
-    added = running.add_node(**PLAIN, resources=resources, env_vars={"PYTHONPATH": str(other)})
-    fleet = ("--executor", "ray", "--ray-address", running.address, "--device", "cpu", "--accelerator", "foreign")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "runner.py"), *SWEEP, *fleet, "--dry-run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    running.remove_node(added)
-    assert done.returncode == 2
-    theirs, ours = sources.revision(other), sources.revision(ROOT)
-    assert f"is left out: it has the sources {theirs}, the job is of {ours}" in done.stderr
+def test_a_node_with_other_sources_is_refused(sweep: Sweep, cluster: Cluster) -> None:
+    expected = f"is left out: it has the sources {cluster.foreign}, the job is of {sources.revision(ROOT)}"
+    for environment, _ in sweep.models.values():
+        (note,) = [note for note in environment["warnings"] if "left out" in note]
+        assert note.endswith(expected)
+
+
+@pytest.mark.slow
+def test_workers_run_on_the_cores_that_their_node_offers(sweep: Sweep) -> None:
+    assert sweep.processors == {frozenset(affinity()[-1:])}
+    for environment, records in sweep.models.values():
+        assert {told["machine"]["cores"] for told in environment["nodes"].values()} == {1}
+        assert {record["threads"] for record in records if record["suite"] == "latency"} == {1}
 
 
 def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:

@@ -40,7 +40,7 @@ ACCELERATOR = "accelerator_type:"
 PATIENCE = 300.0
 #: A group that was lost so often is given up, as it may be what kills devices; so is a device that was lost so often.
 MOST_LOSSES = 3
-#: Seconds in which a node may tell what its workers printed.
+#: Seconds in which the nodes may tell what their workers printed.
 FAREWELL = 10.0
 #: What the nodes of one model must share besides the sources.
 SOFTWARE = ("python", "torch", "cuda")
@@ -337,18 +337,21 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:
-            for device in self._devices if ray.is_initialized() else []:
-                self._end(device)
+            if ray.is_initialized():
+                self._farewell()
 
-    def _end(self, device: Device) -> None:
-        """Has a device end its workers, and keeps what they printed."""
-        try:
-            printed = ray.get(device.actor.close.remote(), timeout=FAREWELL)
-        except RayError:
-            return
-        if self._log is not None and printed:
-            with self._log.open("ab") as file:
-                file.write(f"{device.slot.node}:\n".encode() + printed)
+    def _farewell(self) -> None:
+        """Has the devices end their workers, and keeps what those printed; those of a busy one end with its actor."""
+        closing = {device.actor.close.remote(): device for device in self._devices}
+        told, _ = ray.wait(list(closing), num_returns=len(closing), timeout=FAREWELL)
+        for ref in told:
+            try:
+                printed = ray.get(ref)
+            except RayError:
+                continue
+            if self._log is not None and printed:
+                with self._log.open("ab") as file:
+                    file.write(f"{closing[ref].slot.node}:\n".encode() + printed)
 
 
 def offered(nodes: list[Json], device: str, accelerators: list[str] | None) -> list[Slot]:
