@@ -625,8 +625,9 @@ struct Window {
   const A* out;        // the gradient of the first
   const A* in[kSide];  // features, from one pixel left of the first on; null outside the plane
   const A* spatial;    // S, the taps of a pixel side by side
-  int64_t out_step, in_step;  // from pixel to pixel
-  bool left, right;           // whether the columns beside the neighbours exist
+  int64_t out_step, in_step;      // from pixel to pixel
+  bool left, right;               // whether the columns beside the neighbours exist
+  const A *out_ahead, *in_ahead;  // what is fetched for neighbours to come; null if nothing is
 };
 
 // What a vector of channels, the one at c, gives to the sums of pixels, in registers, and to its
@@ -635,6 +636,13 @@ template <int kCount, bool kAdd, bool kMasked, typename A>
 inline __attribute__((always_inline)) void add_to_both(Vector<A>* pixel_sums, A* sums,
                                                        const A* channel, const Window<A>& w,
                                                        int64_t c, LaneBits bits) {
+  if (w.out_ahead) {
+    DDF_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      __builtin_prefetch(w.out_ahead + i * w.out_step + c);
+      __builtin_prefetch(w.in_ahead + i * w.in_step + c);
+    }
+  }
   Vector<A> g[kCount];
   DDF_UNROLL
   for (int i = 0; i < kCount; ++i) g[i] = load_channels<kMasked>(w.out + i * w.out_step + c, bits);
@@ -739,6 +747,11 @@ struct BothGradients {
     for (int64_t i = 0; i < kSide; ++i) {
       const bool exists = y + i >= 1 && y + i <= p.height;
       w.in[i] = exists ? at<A>(p.features, n, 0, y + i - 1, x - 1) : nullptr;
+    }
+    w.out_ahead = w.in_ahead = nullptr;
+    if (bytes<A>(p) >= kStreamedBytes) {
+      w.out_ahead = at<A>(p.out, n, 0, y, x + kAheadPixels);
+      w.in_ahead = at<A>(p.features, n, 0, least(y + 1, p.height - 1), x + 1 + kAheadPixels);
     }
     Vector<A> sum[kCount * kWindow];
     A* const kept = sums + x % kLanes<A> * kLanes<A>;

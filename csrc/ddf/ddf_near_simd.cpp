@@ -14,8 +14,7 @@
 //            where four leaves fewer rows over it is four. Two channels at once would share S as
 //            well; that was faster at 28 x 28 only.
 //   Pixels   channels are adjacent. S of two neighbours is in registers; a vector of C and the 12
-//   of F
-//            that the two see together are loaded once: 21 loads for 36 operations.
+//            of F that the two see together are loaded once: 21 loads for 36 operations.
 //
 // Padding costs no copy: rows above and below are a row of zeros, columns left and right are masked
 // out of the load, with which an infinite neighbour does not matter. A row's last vector is half as
@@ -31,7 +30,6 @@ namespace {
 constexpr int kPixels = 2;
 constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
-constexpr int64_t kStreamedBytes = 8 << 20;  // more than stays in caches until it is read
 constexpr int64_t kFetchedBytes = 32 << 20;  // more than any cache holds
 constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
 
@@ -151,12 +149,6 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
       }
     }
   }
-}
-
-// Of a source or target.
-template <typename T>
-int64_t bytes(const Params& p) {
-  return p.batch * p.channels * p.height * p.width * int64_t{sizeof(T)};
 }
 
 // Whether a target is to be stored past the caches: it would not stay in them, and to fetch its
@@ -384,10 +376,12 @@ Job tiles_job(const Params& p) {
 
 // Sums kPixels neighbours, whose taps overlap, over all channels. `features` holds the addresses of
 // the K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap.
+// What is too large for the caches is fetched ahead: of the lowest row, whose last kPixels the next
+// pair is the first to see, those that lie `ahead` elements further on; none if that is zero.
 template <typename T, int K, bool kAdd>
 DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
                           const Accumulator<T>* channel, T* const* out, int64_t channels,
-                          bool streamed) {
+                          bool streamed, int64_t ahead) {
   using A = Accumulator<T>;
   constexpr int kWidth = K + kPixels - 1;
   Vector<A> s[kPixels][K * K];
@@ -401,6 +395,12 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatia
   for (int i = 0; i < K * kWidth; ++i) from[i] = features[i];
   for (int64_t first = 0; first < channels; first += kLanes<A>) {
     const int64_t at = least(first, channels - kLanes<A>);  // the last block may overlap another
+    if (ahead) {
+      DDF_UNROLL
+      for (int i = K * kWidth - kPixels; i < K * kWidth; ++i) {
+        __builtin_prefetch(from[i] + at + ahead);
+      }
+    }
     Vector<A> sum[kPixels] = {};
     DDF_UNROLL
     for (int y = 0; y < K; ++y) {
@@ -441,13 +441,15 @@ struct Pixels {
   A* channel;  // C, for each block of channels a vector for each tap
   T *zeros, *dump;
   const bool streamed;
+  const int64_t ahead;  // how far the source is fetched ahead
 
   Pixels(const Params& p, Arena& arena)
       : p(p),
         backward(p.grad_features.data),
         source(backward ? p.out : p.features),
         target(backward ? p.grad_features : p.out),
-        streamed(streams<T>(p, target, p.channels)) {
+        streamed(streams<T>(p, target, p.channels)),
+        ahead(bytes<T>(p) >= kStreamedBytes ? kAheadPixels * source.stride[3] : 0) {
     channel = arena.take<A>(kTaps * round_up(p.channels, kLanes<A>));
     zeros = arena.take<T>(p.channels);
     dump = arena.take<T>(p.channels);
@@ -490,7 +492,7 @@ struct Pixels {
       out[i] = exists ? at<T>(target, n, 0, y, x + i) : dump;
       load_spatial(n, y, exists ? x + i : x, spatial + i * kTaps);
     }
-    sum_pixels<T, K, kAdd>(features, spatial, channel, out, p.channels, streamed);
+    sum_pixels<T, K, kAdd>(features, spatial, channel, out, p.channels, streamed, ahead);
   }
 
   // What pixel (y, x) multiplies its taps by. On the way back that is what the tap that leads to it

@@ -82,6 +82,15 @@ struct Cut {
   }
 };
 
+constexpr int64_t kStreamedBytes = 8 << 20;  // more than stays in caches until it is read
+constexpr int64_t kAheadPixels = 4;          // fetched ahead where channels are adjacent
+
+// Of a source or target.
+template <typename T>
+int64_t bytes(const Params& p) {
+  return p.batch * p.channels * p.height * p.width * int64_t{sizeof(T)};
+}
+
 // Elements as they are summed: no conversion, and adjacent in a row.
 template <typename T>
 bool plain(const View& view) {
