@@ -53,6 +53,17 @@ def test_every_cuda_source_compiles_by_itself_for_every_architecture(source: Pat
 
 
 @needs_nvcc
+@pytest.mark.parametrize(("arches", "newest"), [("75,80", 80), ("75,90", 90)])
+def test_a_later_gpu_gets_no_kernels_beyond_the_code_that_it_runs(arches: str, newest: int, tmp_path: Path) -> None:
+    """It compiles the newest code when that is loaded; what later GPUs alone have is missing from it."""
+    source = tmp_path / "newest.cu"
+    source.write_text(f'#include "ddf/cuda/table.h"\nstatic_assert(ddf::newest_arch() == {newest});\n')
+    generated = [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in arches.split(",")]
+    options = ["-std=c++17", "--expt-relaxed-constexpr", f"-I{CSRC}", *generated, "-c", "-o", os.devnull]
+    run([str(NVCC), *options, str(source)])
+
+
+@needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize(("op", "entry", "branches"), [("ddf", "forward", 1), ("ddf_up", "up_forward", 4)])
 def test_a_library_with_cuda_kernels_loads_beside_this_torch(

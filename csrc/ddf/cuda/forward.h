@@ -7,7 +7,7 @@ namespace ddf {
 
 // Of the GPU.
 struct Gpu {
-  int arch;  // compute capability, 90 for 9.0
+  int arch;  // compute capability, 90 for 9.0, or of the code that it runs if that is less
   int multiprocessors;
   int shared;  // bytes of shared memory that a block can have
 };

@@ -3,7 +3,9 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "ddf/cuda/forward.h"
 
@@ -37,6 +39,18 @@ bool meant(const Kernel<Launch>& kernel, const Params& p, const Gpu& gpu) {
          p.width * item_bytes(p.dtype) >= kernel.least_row_bytes;
 }
 
+// The newest architecture that there is code for. A later GPU compiles that when it is loaded, and
+// gets none of its own instructions by it; on a CPU all are there.
+constexpr int newest_arch() {
+#ifdef __CUDA_ARCH_LIST__
+  int newest = 0;
+  for (int arch : {__CUDA_ARCH_LIST__}) newest = std::max(newest, arch / 10);
+  return newest;
+#else
+  return std::numeric_limits<int>::max();
+#endif
+}
+
 inline cudaError_t describe(int device, Gpu* gpu) {
   int major = 0, minor = 0;
   cudaError_t error = cudaSetDevice(device);  // this library's own CUDA runtime has to be told
@@ -47,7 +61,7 @@ inline cudaError_t describe(int device, Gpu* gpu) {
   ask(&minor, cudaDevAttrComputeCapabilityMinor);
   ask(&gpu->multiprocessors, cudaDevAttrMultiProcessorCount);
   ask(&gpu->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  gpu->arch = 10 * major + minor;
+  gpu->arch = std::min(10 * major + minor, newest_arch());
   return error;
 }
 
