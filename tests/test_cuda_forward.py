@@ -119,7 +119,18 @@ def layout_of(name: str) -> Layout:
 
 @pytest.fixture
 def base(request: pytest.FixtureRequest) -> Callable[[str], type[Case]]:
-    return lambda device: request.getfixturevalue("cuda_on_cpu") if device == "cpu" else Case
+    """What computes on a kind of device; a GPU from before the kernel's architecture has the test skipped."""
+    name = request.node.callspec.params["name"]
+    (least,) = (kernel.least_arch for kernel in kernels() if kernel.name == name)
+
+    def on(device: str) -> type[Case]:
+        if device == "cpu":
+            return request.getfixturevalue("cuda_on_cpu")  # type: ignore[no-any-return]
+        if torch.cuda.get_device_capability() < divmod(least, 10):
+            pytest.skip(f"{name} takes sm_{least} or later")
+        return Case
+
+    return on
 
 
 #: Element types and kernel sizes that all kernels but the general one serve; filters are added at k = 3 alone.
