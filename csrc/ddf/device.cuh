@@ -1,8 +1,8 @@
 // What the kernels use of the GPU beyond plain C++, in forms that a CPU can stand in for.
 //
 // Launches, shared arrays, whole-vector loads and stores, asynchronous copies, clusters. Everything
-// here has two definitions: the GPU's, and one for CUDA_ON_CPU, where a C++ compiler compiles the kernels
-// after suites/core/emulation/cuda_on_cpu.h. Kernels use these, __syncthreads, __syncwarp,
+// here has two definitions: the GPU's, and one for CUDA_ON_CPU, where a C++ compiler compiles the
+// kernels after suites/core/emulation/cuda_on_cpu.h. Kernels use these, __syncthreads, __syncwarp,
 // shuffles, votes and atomics, and no PTX of their own, and then run, unchanged, in both.
 #pragma once
 
