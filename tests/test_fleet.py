@@ -25,6 +25,7 @@ from conftest import ROOT
 
 pytest.importorskip("ray")
 
+import runner
 from suites.core import sources
 from suites.core.cases import UsageError
 from suites.core.fleet import CORES, Group, Slot, given_up, model_of, moved, offered
@@ -32,7 +33,7 @@ from suites.core.machine import affinity
 
 SWEEP = (
     *("--preset", "quick", "--suite", "latency,params", "--op", "dwconv,ddf_op", "--impl", "torch,composite"),
-    *("--resolution", "5,6,7,8", "--channels", "8", "--seconds", "0.05", "--processes", "1"),
+    *("--resolution", "5,6,7", "--channels", "8", "--seconds", "0.05", "--processes", "1"),
 )
 #: Types of the nodes' accelerators: two devices of one model share its cases, the third has all of its own.
 TYPES = ("alpha", "alpha", "beta")
@@ -285,6 +286,13 @@ def test_a_cluster_without_what_is_asked_for(
     with pytest.raises(UsageError) as refused:
         offered(nodes, device, accelerators)
     assert str(refused.value).startswith(says)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:99999"])
+def test_an_address_where_no_cluster_is(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert runner.main(["--suite", "params", "--executor", "ray", "--ray-address", address, "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"runner.py: error: --ray-address: nothing answers at {address!r}: ")
 
 
 @pytest.mark.parametrize(

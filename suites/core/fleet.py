@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tempfile
 import time
 from collections import deque
@@ -40,6 +41,8 @@ ACCELERATOR = "accelerator_type:"
 PATIENCE = 300.0
 #: A group that was lost so often is given up, as it may be what kills devices; so is a device that was lost so often.
 MOST_LOSSES = 3
+#: Seconds in which the head of the cluster has to take a connection.
+ANSWER = 10.0
 #: Seconds in which the nodes may tell what their workers printed.
 FAREWELL = 10.0
 #: What the nodes of one model must share besides the sources.
@@ -186,10 +189,12 @@ class Fleet:
         return self._plans
 
     def _connect(self) -> None:
+        address = self._selection.ray_address or "auto"
+        if address != "auto":
+            knock(address)
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         op_files = sources.pack(ROOT, self._selection.op_files, folder)
         self._shipped = replace(self._selection, op_files=op_files)
-        address = self._selection.ray_address or "auto"
         try:
             ray.init(
                 address=address,
@@ -352,6 +357,19 @@ class Fleet:
             if self._log is not None and printed:
                 with self._log.open("ab") as file:
                     file.write(f"{closing[ref].slot.node}:\n".encode() + printed)
+
+
+def knock(address: str) -> None:
+    """Finds out whether anything answers there, which Ray takes minutes for.
+
+    Raises:
+        UsageError: if nothing does, or it is no address.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(f"--ray-address: nothing answers at {address!r}: {error} (docs/fleet.md)") from None
 
 
 def offered(nodes: list[Json], device: str, accelerators: list[str] | None) -> list[Slot]:
