@@ -31,9 +31,10 @@ from suites.core.cases import UsageError
 from suites.core.fleet import CORES, Group, Slot, given_up, model_of, moved, offered
 from suites.core.machine import affinity
 
+#: Groups enough that both devices of a model still have some when the driver goes on and a node is killed.
 SWEEP = (
     *("--preset", "quick", "--suite", "latency,params", "--op", "dwconv,ddf_op", "--impl", "torch,composite"),
-    *("--resolution", "5,6,7", "--channels", "8", "--seconds", "0.05", "--processes", "1"),
+    *("--resolution", "5,6,7,8,9,10", "--channels", "8", "--seconds", "0.05", "--processes", "1"),
 )
 #: Types of the nodes' accelerators: two devices of one model share its cases, the third has all of its own.
 TYPES = ("alpha", "alpha", "beta")
