@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import CSRC, EmulationError, compile_kernels
 
@@ -172,23 +172,11 @@ class Kernels:
 
         return torch.full((count,), 255, dtype=torch.uint8)
 
-    def module(
-        self,
-        features: Tensor,
-        parameters: Sequence[Tensor],
-        out: Tensor,
-        spatial_scale: float,
-        kernel_size: int,
-        dilation: int,
-        stride: int,
-        head: int,
-        combine: str,
-        gradients: Sequence[Tensor | None] = (),
-    ) -> list[Tensor]:
+    def module(self, *arguments: Any, **named: Any) -> list[Tensor]:
         """Computes `out` by the fused module; or `gradients`, of the features and the parameters, where they are given,
-        from that of the output. Raises as `forward`. Returns the scratch memory, which began full of nan."""
-        settings = spatial_scale, kernel_size, dilation, stride, head, combine
-        p, rooms = self.module_params(features, parameters, out, *settings, gradients)
+        from that of the output. Takes what `module_params` does, raises as `forward`. Returns the scratch memory, which
+        began full of nan."""
+        p, rooms = self.module_params(*arguments, **named)
         self.call_module(p)
         return list(rooms.values())
 
