@@ -213,24 +213,47 @@ def test_spare_pages_are_there_when_an_allocation_needs_them() -> None:
     assert found[2**25] < 2**20 < 2**23 < found[2**20]
 
 
-@pytest.mark.skipif(sys.platform != "linux" or len(affinity()) < 2, reason="needs Linux and two cores")
-def test_the_threads_that_compute_are_bound_to_a_core_each() -> None:
-    code = (
+needs_two_cores = pytest.mark.skipif(sys.platform != "linux" or len(affinity()) < 2, reason="needs Linux and two cores")
+
+
+def cores_told(code: str) -> tuple[str, str]:
+    """What a process of two threads on the first two cores tells of its threads' cores, and what bound ones would."""
+    begin = (
         "import os, torch\n"
-        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\n"
         "from pathlib import Path\n"
-        "from suites.core.worker import prepare_process\n"
-        "assert prepare_process({'malloc': 'default', 'threads': 2, 'tf32': 0}, 'cpu')\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\n"
+        "from suites.core import multiply_add, worker\n"
+        "def threads(): return set(map(int, os.listdir('/proc/self/task')))\n"
+        "assert worker.prepare_process({'malloc': 'default', 'threads': 2, 'tf32': 0}, 'cpu')\n"
+    )
+    end = "print(*sorted(str(os.sched_getaffinity(thread)) for thread in told), sep=';')\n"
+    command = [sys.executable, "-c", begin + code + end]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    first, second = affinity()[:2]
+    return done.stdout.strip(), f"{{{first}}};{{{second}}}"
+
+
+@needs_two_cores
+def test_the_threads_that_compute_are_bound_to_a_core_each() -> None:
+    told, bound = cores_told(
         "a = torch.ones(1024, 1024)\n"
         "def ticks(thread): return int(Path(f'/proc/self/task/{thread}/stat').read_text().split()[13])\n"
-        "before = {int(thread): ticks(thread) for thread in os.listdir('/proc/self/task')}\n"
+        "before = {thread: ticks(thread) for thread in threads()}\n"
         "while max(ticks(thread) - before[thread] for thread in before) < 40: a @ a\n"
-        "busy = [thread for thread in before if ticks(thread) - before[thread] > 10]\n"
-        "print(*sorted(str(os.sched_getaffinity(thread)) for thread in busy), sep=';')\n"
+        "told = [thread for thread in before if ticks(thread) - before[thread] > 10]\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    first, second = affinity()[:2]
-    assert done.stdout.strip() == f"{{{first}}};{{{second}}}"
+    assert told == bound
+
+
+@needs_two_cores
+def test_each_loop_of_the_roof_has_a_core_though_the_process_is_bound_to_one() -> None:
+    told, bound = cores_told(
+        "before = threads()\n"
+        "call, _ = multiply_add.multiply_add(torch.device('cpu'), torch.float32)\n"
+        "call()\n"
+        "told = threads() - before\n"
+    )
+    assert told == bound
 
 
 def test_threads_have_places_where_they_are_most_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,24 +261,6 @@ def test_threads_have_places_where_they_are_most_of_the_cores(monkeypatch: pytes
     monkeypatch.setattr(machine, "read", lambda path: "")
     monkeypatch.setattr(sys, "platform", "linux")
     assert [len(machine.places(count)) for count in (1, 2, 3, 4, 5)] == [0, 0, 3, 4, 0]
-
-
-@pytest.mark.skipif(sys.platform != "linux" or len(affinity()) < 2, reason="needs Linux and two cores")
-def test_each_loop_of_the_roof_has_a_core_though_the_process_is_bound_to_one() -> None:
-    code = (
-        "import os, time, torch\n"
-        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\n"
-        "from suites.core import multiply_add, worker\n"
-        "assert worker.prepare_process({'malloc': 'default', 'threads': 2, 'tf32': 0}, 'cpu')\n"
-        "before = set(os.listdir('/proc/self/task'))\n"
-        "call, _ = multiply_add.multiply_add(torch.device('cpu'), torch.float32)\n"
-        "call()\n"
-        "loops = sorted(set(os.listdir('/proc/self/task')) - before)\n"
-        "print(*sorted(str(os.sched_getaffinity(int(thread))) for thread in loops), sep=';')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    first, second = affinity()[:2]
-    assert done.stdout.strip() == f"{{{first}}};{{{second}}}"
 
 
 def test_processors_of_one_core_are_one_place_while_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
