@@ -245,7 +245,9 @@ def _(inputs: Inputs, point: Point) -> Closure:
     need_native(inputs, point)
     features, layer = inputs["features"], cast(layers.DwWeightNet, inputs.module)
     k = point.kernel_size
-    ones = features.new_ones(point.batch, k * k, point.out_height, point.out_width)
+    ones = features.new_ones(1).expand(point.batch, k * k, point.out_height, point.out_width)
+    if features.is_cuda:  # its kernels read the filter; those of a CPU see that it is one number
+        ones = ones.contiguous()
     return lambda: ddf(features, layer.filters(features).squeeze(2), ones, k, point.dilation, point.stride)
 
 

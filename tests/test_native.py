@@ -211,6 +211,32 @@ def test_infinite_filters_meet_the_zeros_of_the_padding(
     assert out[0, 0, 1:, 1:].isposinf().all()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", [contiguous, channels_last, transposed])
+@pytest.mark.parametrize("combine", ["mul", "add"])
+@pytest.mark.parametrize("k", [3, 5, 7])
+@pytest.mark.parametrize("number", [0.3, torch.inf])
+def test_a_spatial_filter_that_is_one_number(
+    number: float, k: int, combine: str, layout: Callable[[Tensor], Tensor], device: str
+) -> None:
+    """Expanded, where it goes into the channel filter before, or in memory: the same bits."""
+    for size in ((7, 7), (9, 40), (30, 5)):
+        features = layout(torch.randn(2, 17, *size, generator=torch.manual_seed(k))).to(device)
+        channel = torch.randn(2, 17, k, k, generator=torch.manual_seed(k)).to(device)
+        expanded = torch.full((1,), number, device=device).expand(2, k * k, *size)
+        ours = native.apply(features, channel, expanded, combine=combine)
+        in_memory = native.apply(features, channel, expanded.contiguous(), combine=combine)
+        assert torch.equal(ours.nan_to_num(7.0), in_memory.nan_to_num(7.0))
+        grad = torch.ones_like(ours)
+        wanted = True, True, True
+        ours, in_memory = (
+            torch.ops.ddf.backward(grad, features, channel, spatial, 1, 1, combine, *wanted)
+            for spatial in (expanded, expanded.contiguous())
+        )
+        for a, b in zip(ours, in_memory, strict=True):
+            assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
 def bits(dtype: torch.dtype) -> Tensor:
     """Every number of a 16-bit type, as (1, 64, 32, 32)."""
     return torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(dtype).view(1, 64, 32, 32)

@@ -7,12 +7,14 @@
 // loads, S and F, so that loads, which cost double across a cache line, bind before arithmetic:
 // tiles are shaped to share them.
 //
-//   Tile     pixels are adjacent. C of a channel is in registers (k = 3), S packed in the order of
-//            its use, F and the output in place. A strip is one vector of 4 or 7 rows: a loaded row
-//            of F serves the 3 output rows above and below it, 9 rows for 7, 1.3 loads an output
-//            for each of the k columns. Seven divides the planes of networks that start at 224;
-//            where four leaves fewer rows over it is four. Two channels at once would share S as
-//            well; that was faster at 28 x 28 only.
+//   Tile     pixels are adjacent. C of a channel is in registers, all of it (k = 3) or a column of
+//            taps at a time, S packed in the order of its use, F and the output in place. A strip
+//            is one vector of 4 or 7 rows: a loaded row of F serves the k output rows around it, 9
+//            rows for 7 at k = 3, 1.3 loads an output for each of the k columns. Seven divides the
+//            planes of networks that start at 224; where four leaves fewer rows over it is four.
+//            Two channels at once would share S as well; that was faster at 28 x 28 only. An S that
+//            is one number goes into C before, which leaves the multiply-adds of a depthwise
+//            convolution with a filter for each sample.
 //   Pixels   channels are adjacent. S of two neighbours is in registers; a vector of C and the 12
 //            of F that the two see together are loaded once: 21 loads for 36 operations.
 //
@@ -30,7 +32,6 @@ namespace {
 constexpr int kPixels = 2;
 constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
-constexpr int64_t kFetchedBytes = 32 << 20;  // more than any cache holds
 constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
 
 // A row of a source or a target: of channel c it begins at data + c*stride, if it moves with the
@@ -43,6 +44,9 @@ struct Row {
   A* of(int64_t offset) const { return data + (offset & moves); }
 };
 
+// What a tap multiplies F by: S and C combined, or the number that is left where S went into C.
+enum class Factor { mul, add, number };
+
 // kRows rows of targets, and the rows of the source that they read.
 template <typename A, int K, int kRows>
 struct Strip {
@@ -51,28 +55,34 @@ struct Strip {
   const A* spatial;  // packed in the order in which `sweep` uses it
 };
 
-// One vector of each row of a strip. `masks` holds, for each column of taps, the lanes that lie
-// inside, then the lanes that are stored. C is vectors in registers, or numbers where there are too
-// many: multiplied by a number in memory, a vector costs no load of a vector more.
-template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A, typename Number>
+// One vector of each row of a strip, by columns of taps. `masks` holds, for each column, the lanes
+// that lie inside, then the lanes that are stored. C is vectors in registers, or numbers where
+// there are too many, of which a column is.
+template <typename V, int K, int kRows, Factor kFactor, bool kMasked, typename A, typename Number>
 inline __attribute__((always_inline)) void step(const Number* c, const A* const* in, A* const* out,
                                                 const A* spatial, const LaneBits* masks, int64_t x,
                                                 bool streamed) {
   V sum[kRows] = {};
   DDF_UNROLL
-  for (int y = 0; y < kRows + K - 1; ++y) {
+  for (int dx = 0; dx < K; ++dx) {
+    V column[K];
     DDF_UNROLL
-    for (int dx = 0; dx < K; ++dx) {
+    for (int dy = 0; dy < K; ++dy) column[dy] = c[dy * K + dx] - V{};
+    DDF_UNROLL
+    for (int y = 0; y < kRows + K - 1; ++y) {
       const A* from = in[y] + x + dx - K / 2;
       V f = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
       keep(f);
       DDF_UNROLL
       for (int r = 0; r < kRows; ++r) {
         if (y < r || y - r >= K) continue;
-        const V s = load_as<V>(spatial);
-        const Number cj = c[(y - r) * K + dx];
-        sum[r] += (kAdd ? s + cj : s * cj) * f;
-        spatial += sizeof(V) / sizeof(A);
+        V factor = column[y - r];
+        if constexpr (kFactor != Factor::number) {
+          const V s = load_as<V>(spatial);
+          factor = kFactor == Factor::add ? s + factor : s * factor;
+          spatial += sizeof(V) / sizeof(A);
+        }
+        sum[r] += factor * f;
       }
     }
   }
@@ -111,8 +121,8 @@ inline __attribute__((always_inline)) auto numbers(const A* channel) {
 }
 
 // Computes strips of one channel, whose filter is `channel`. What is too large for the caches is
-// fetched ahead for the next channel, which lies `next` elements further on.
-template <typename A, int K, int kRows, bool kAdd>
+// fetched ahead, `next` elements further on: of each strip the rows that none before has seen.
+template <typename A, int K, int kRows, Factor kFactor>
 DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
                      const A* channel, int64_t in_offset, int64_t out_offset, int64_t next) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
@@ -131,10 +141,10 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
       for (; x < last; x += kLanes<A>, spatial += kLength, masks += K + 1) {
         if (cut.ahead) {
           DDF_UNROLL
-          for (int r = 0; r < kRows; ++r) __builtin_prefetch(in[r + K / 2] + x + next);
+          for (int r = 0; r < kRows; ++r) __builtin_prefetch(in[r + K - 1] + x + next);
         }
-        step<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(c.data, in, out, spatial, masks, x,
-                                                                 cut.streamed);
+        step<Vector<A>, K, kRows, kFactor, decltype(masked)::value>(c.data, in, out, spatial, masks,
+                                                                    x, cut.streamed);
       }
     };
     if constexpr (!kFreeMasks) {
@@ -145,7 +155,7 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
     if constexpr (kHalves) {
       if (cut.half) {
         const auto half = numbers<HalfVector<A>, K>(channel);
-        step<HalfVector<A>, K, kRows, kAdd, true>(half.data, in, out, spatial, masks, x, false);
+        step<HalfVector<A>, K, kRows, kFactor, true>(half.data, in, out, spatial, masks, x, false);
       }
     }
   }
@@ -162,11 +172,20 @@ bool streams(const Params& p, const View& target, int64_t row) {
   return sizeof(T) == sizeof(Accumulator<T>) && aligned && bytes<T>(p) >= kStreamedBytes;
 }
 
+// Whether S is the same number everywhere, as a tensor expanded from one element is. The way back
+// differs where a tap that does not exist meets an infinite filter.
+bool is_number(const Params& p) {
+  bool moves = p.grad_features.data;
+  for (int64_t stride : p.spatial.stride) moves = moves || stride != 0;
+  return !moves;
+}
+
 // A tile of targets and what its sweep needs: forward, or backward with the taps reversed.
-template <typename T, int K, int kRows>
+template <typename T, int K, int kRows, Factor kFactor>
 struct Tile {
   using A = Accumulator<T>;
   static constexpr int64_t kTaps = K * K, kPad = K / 2;
+  static constexpr bool kPacked = kFactor != Factor::number;
 
   const Params& p;
   const bool backward;
@@ -195,7 +214,7 @@ struct Tile {
     across = ceil_div(p.width, columns);
     cut.template cut<A>(columns);
 
-    spatial = arena.take<A>(kTaps * rows * lanes());
+    spatial = arena.take<A>(kPacked ? kTaps * rows * lanes() : 0);
     row = arena.take<A>(lanes());
     zeros = arena.take<A>(p.width);
     dump = arena.take<A>(p.width);
@@ -205,7 +224,7 @@ struct Tile {
     in = plain<T>(source) ? nullptr : arena.take<A>((rows + K - 1) * p.width);
     out = plain<T>(target) ? nullptr : arena.take<A>(rows * p.width);
     cut.streamed = !out && columns == p.width && streams<T>(p, target, p.width);
-    cut.ahead = bytes<T>(p) >= kFetchedBytes;
+    cut.ahead = bytes<T>(p) >= kStreamedBytes;
   }
 
   int64_t count() const { return down * across; }
@@ -217,7 +236,7 @@ struct Tile {
     x0 = index % across * columns;
     cut.template set<A, K>(x0, columns, p.width);
     for (int64_t y = 0; y < rows; y += kRows) set_strip(strips[y / kRows], y);
-    pack();
+    if (kPacked) pack();
   }
 
   void set_strip(Strip<A, K, kRows>& strip, int64_t y) {
@@ -285,26 +304,32 @@ struct Tile {
 
   // When `sweep` uses the tap (dy, dx) of a strip's row r.
   static int64_t slot(int64_t r, int64_t dy, int64_t dx) {
-    int64_t before = 0;
-    for (int64_t y = 0; y < r + dy; ++y) before += rows_using(y) * K;
-    return before + dx * rows_using(r + dy) + r - most(0, r + dy - K + 1);
+    int64_t before = dx * K * kRows;
+    for (int64_t y = 0; y < r + dy; ++y) before += rows_using(y);
+    return before + r - most(0, r + dy - K + 1);
   }
   static int64_t rows_using(int64_t y) { return least(y, kRows - 1) - most(0, y - K + 1) + 1; }
 
   // C of channels first .. last, in place if it is as `sweep` wants it.
   const A* load_numbers(int64_t first, int64_t last) {
     const int64_t* stride = p.channel.stride;
-    if (!backward && plain<T>(p.channel) && stride[2] == K && stride[1] == kTaps) {
+    if (kPacked && !backward && plain<T>(p.channel) && stride[2] == K && stride[1] == kTaps) {
       return plain_at<T>(p.channel, n, first, 0, 0);
     }
     A* to = numbers;
     for (int64_t c = first; c < last; ++c, to += kTaps) {
       const T* from = at<T>(p.channel, n, c, 0, 0);
       for (int64_t j = 0; j < kTaps; ++j) {
-        to[backward ? kTaps - 1 - j : j] = load_one(from + j / K * stride[2] + j % K * stride[3]);
+        const A number = load_one(from + j / K * stride[2] + j % K * stride[3]);
+        to[backward ? kTaps - 1 - j : j] = kPacked ? number : with_spatial(number);
       }
     }
     return numbers;
+  }
+
+  A with_spatial(A number) const {
+    const A s = load_one(at<T>(p.spatial, 0, 0, 0, 0));
+    return p.combine == Combine::add ? s + number : s * number;
   }
 
   void load_source(int64_t c) {
@@ -324,20 +349,21 @@ struct Tile {
 
   // The targets of channels first .. last. They go through the tile strip by strip together, so
   // that S of a strip is read from the first-level cache, unless that holds S of the whole tile.
-  template <bool kAdd>
   void run(int64_t first, int64_t last) {
     const A* channel = load_numbers(first, last);
     const int64_t used = ceil_div(least(rows, p.height - y0), kRows);
-    const bool small = used * kRows * kTaps * lanes() * int64_t{sizeof(A)} <= kSegmentBytes;
-    const int64_t step = small || in || out ? used : 1;
+    const int64_t bytes = kPacked ? used * kRows * kTaps * lanes() * int64_t{sizeof(A)} : 0;
+    const int64_t step = bytes <= kSegmentBytes || in || out ? used : 1;
     const int64_t together = step == used ? 1 : last - first;
+    const int64_t down = kRows * source.stride[2] - (together - 1) * source.stride[1];
     for (int64_t begin = first; begin < last; begin += together) {
       if (in) load_source(begin);
       for (int64_t i = 0; i < used; i += step) {
         for (int64_t c = begin; c < begin + together; ++c) {
-          sweep<A, K, kRows, kAdd>(strips + i, strips + i + step, cut,
-                                   channel + (c - first) * kTaps, c * source.stride[1],
-                                   c * target.stride[1], source.stride[1]);
+          const bool turns = together > 1 && c + 1 == begin + together;
+          sweep<A, K, kRows, kFactor>(strips + i, strips + i + step, cut,
+                                      channel + (c - first) * kTaps, c * source.stride[1],
+                                      c * target.stride[1], turns ? down : source.stride[1]);
         }
       }
       if (out) store_target(begin);
@@ -347,10 +373,10 @@ struct Tile {
 
 int64_t channel_blocks(const Params& p) { return ceil_div(p.channels, kChannelBlock); }
 
-template <typename T, int K, int kRows, bool kAdd>
+template <typename T, int K, int kRows, Factor kFactor>
 void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
-  Tile<T, K, kRows> tile(p, arena);
+  Tile<T, K, kRows, kFactor> tile(p, arena);
   clear(tile.zeros, p.width);
   int64_t loaded = -1;
   for (int64_t item = begin; item < end; ++item) {
@@ -358,18 +384,18 @@ void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
     if (index != loaded) tile.move_to(index / tile.count(), index % tile.count());
     loaded = index;
     const int64_t first = block * kChannelBlock, last = least(first + kChannelBlock, p.channels);
-    tile.template run<kAdd>(first, last);
+    tile.run(first, last);
   }
   finish_streams();
 }
 
-template <typename T, int K, int kRows, bool kAdd>
+template <typename T, int K, int kRows, Factor kFactor>
 Job tiles_job(const Params& p) {
   Arena arena(nullptr);
-  const Tile<T, K, kRows> tile(p, arena);
+  const Tile<T, K, kRows, kFactor> tile(p, arena);
   return {p.batch * tile.count() * channel_blocks(p),
           least(kChannelBlock, p.channels) * K * K * tile.rows * tile.columns, arena.used(),
-          run_tiles<T, K, kRows, kAdd>};
+          run_tiles<T, K, kRows, kFactor>};
 }
 
 // ---- channels last: an item is a pair of neighbours in a row ----
@@ -557,10 +583,14 @@ Job job(const Params& p) {
   const View& target = backward ? p.grad_features : p.out;
   const bool adjacent = source.stride[1] == 1 && target.stride[1] == 1;
   if (adjacent && p.channels >= kLanes<Accumulator<T>>) return pixels_job<T, K, kAdd>(p);
-  if (K == 3 && round_up(p.height, 7) <= round_up(p.height, 4)) {
-    return tiles_job<T, K, K == 3 ? 7 : 4, kAdd>(p);
+  if constexpr (sizeof(T) == 4 && !kAdd) {
+    if (is_number(p)) return tiles_job<T, K, 7, Factor::number>(p);
   }
-  return tiles_job<T, K, 4, kAdd>(p);
+  constexpr Factor factor = kAdd ? Factor::add : Factor::mul;
+  if (K == 3 && round_up(p.height, 7) <= round_up(p.height, 4)) {
+    return tiles_job<T, K, K == 3 ? 7 : 4, factor>(p);
+  }
+  return tiles_job<T, K, 4, factor>(p);
 }
 
 // What is rarely wanted is left to the general kernels, which halves the time to compile this file.
