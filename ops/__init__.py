@@ -238,7 +238,7 @@ class Impl:
         prepare_out: makes one that writes into an output of the caller's and returns it, or raises `Skip`; None if
             the impl has none.
         slow_start: whether the first call takes long (a compilation); the preset `quick` leaves such impls out.
-        library: the folder of csrc that it is built from, if any; built before anything is measured.
+        library: the folders of csrc that it is built from, by commas, if any; built before anything is measured.
         kernels: what it chooses from, a line each, for `list impls`.
     """
 

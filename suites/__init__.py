@@ -50,7 +50,7 @@ class Declaration:
     extra_axes: tuple[Axis, ...]
     impls: tuple[str, ...]
     slow_impls: tuple[str, ...]
-    #: Folder of csrc by impl, of those that are built.
+    #: Folders of csrc by impl, by commas, of those that are built.
     libraries: Mapping[str, str]
     axes: tuple[str, ...] = tuple(AXES)
     resolution: tuple[int, int] | None = None

@@ -26,6 +26,7 @@ KINDS = {
     "conv": "conv",
     "_convolution": "conv",
     "convolution": "conv",
+    "involution_filters": "conv",
     "linear": "linear",
     "addmm": "linear",
     "mm": "linear",

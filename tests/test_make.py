@@ -38,7 +38,8 @@ def test_gpu_tests_are_collected_without_what_only_other_tests_need() -> None:
 def test_make_gpu_builds_tests_measures_and_packs() -> None:
     command = ["make", "-n", "gpu", "SYSTEM=1", f"PYTHON={sys.executable}", "PRESET=quick", "ARGS=--op ddf_op"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    steps = ("-m ops.core.build ddf ddf_up roofs", "-m pytest -m gpu", "--preset quick", "--op ddf_op", "tar -czf")
+    built = "-m ops.core.build ddf ddf_up involution roofs"
+    steps = (built, "-m pytest -m gpu", "--preset quick", "--op ddf_op", "tar -czf")
     places = [done.stdout.index(step) for step in steps]
     assert places == sorted(places)
     assert "pip" not in done.stdout

@@ -106,6 +106,12 @@ def test_what_decides_a_program(root: Path, tmp_path: Path) -> None:
     using = stage(root, WORKING_TREE, tmp_path / "staged")
     write(root, csrc__op__kernel="faster still")
     assert program(using, "other", "user") != program(stage(root, WORKING_TREE, tmp_path / "staged"), "other", "user")
+    write(root, csrc__second__kernel="one")  # of two folders
+    both = stage(root, WORKING_TREE, tmp_path / "staged")
+    write(root, csrc__second__kernel="two")
+    assert program(both, "other", "op,second") != program(
+        stage(root, WORKING_TREE, tmp_path / "staged"), "other", "op,second"
+    )
     write(root, ops__core__shared="b")
     assert program(stage(root, WORKING_TREE, tmp_path / "staged"), "other") != program(second, "other")
 

@@ -208,7 +208,8 @@ def build_libraries(
     say: Callable[[str], None],
 ) -> list[str]:
     """Builds what the cases need, and the roofs if asked for, before anything is timed; tells what cannot be built."""
-    wanted = {declared[case.op].libraries.get(case.impl, "") for case in cases} - {""}
+    named = (declared[case.op].libraries.get(case.impl, "").split(",") for case in cases)
+    wanted = {name for names in named for name in names} - {""}
     if roofs:
         wanted.add("roofs")
     if not wanted:

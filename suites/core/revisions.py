@@ -61,14 +61,17 @@ class Revision:
 
         Args:
             file: the op file, a path in `tree` or anywhere else.
-            library: the folder of csrc that it is built from, if any.
+            library: the folders of csrc that it is built from, by commas, if any.
         """
         path = Path(file)
         own = str(path.relative_to(self.tree)) if path.is_relative_to(self.tree) else ""
         shared = ("ops/__init__.py", "ops/core/")
-        built = (
-            {str(path.relative_to(self.tree)) for path in files_of(self.tree / "csrc", library)} if library else set()
-        )
+        built = {
+            str(path.relative_to(self.tree))
+            for name in library.split(",")
+            if name
+            for path in files_of(self.tree / "csrc", name)
+        }
         named = {own, *built}
         return {name: digest for name, digest in self.contents.items() if name in named or name.startswith(shared)}
 
