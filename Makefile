@@ -39,8 +39,10 @@ lint: $(READY)
 	$(PY) -m mypy
 	find csrc suites tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(CLANG_FORMAT) --dry-run --Werror
 
+# The library is built as the test of warnings wants it, and once for all tests.
+test: export CXXFLAGS ?= -Wall -Wextra -Werror
 test: lint
-	$(PY) -m pytest -m "not gpu" -n auto --maxprocesses 4 --maxschedchunk 2 $(ARGS)
+	$(PY) -m pytest -m "not gpu" -n auto --maxprocesses 4 $(ARGS)
 
 baselines: $(READY)
 	rm -rf runs/baselines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -160,6 +161,29 @@ def test_instruction_sets_can_be_chosen(
         compile_toy()
 
 
+def test_builds_share_objects_that_are_alike_in_both(
+    compile_toy: Callable[[], tuple[Path, Lines]], csrc: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two instruction sets one is left out, which what is compiled once is told."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("CXX", str(script(tmp_path / "cxx", f'echo "$@" >> {log}; exec {building.find_cxx()} "$@"')))
+    monkeypatch.setattr(building, "INSTRUCTION_SETS", {building.platform.machine(): {"baseline": (), "two": ()}})
+    (csrc / "toy" / "toy_simd.cpp").write_text("extern const int KERNELS;\nconst int KERNELS = 1;\n")
+
+    def compiled() -> list[str]:
+        log.write_text("")
+        assert number(compile_toy()[0]) == 1
+        return sorted(re.findall(r"-o (\S+)\.o$", log.read_text(), re.MULTILINE))
+
+    assert compiled() == ["toy", "toy_simd.baseline", "toy_simd.two"]
+    monkeypatch.setenv("DDF_INSTRUCTION_SETS", "baseline")
+    assert compiled() == ["toy"]
+    monkeypatch.setenv("CXXFLAGS", "-DANY")
+    assert compiled() == ["toy", "toy_simd.baseline"]
+    (csrc / "toy" / "toy_simd.cpp").write_text("extern const int KERNELS;\nconst int KERNELS = 2;\n")
+    assert compiled() == ["toy", "toy_simd.baseline"]
+
+
 # ---------------------------------------------------------------------------------------------------------- going wrong
 
 
@@ -167,7 +191,7 @@ def test_a_compiler_error_is_shown(compile_toy: Callable[[], tuple[Path, Lines]]
     (csrc / "toy" / "toy.cpp").write_text("int number() { return nothing; }\n")
     with pytest.raises(BuildError, match=r"toy\.cpp:1:.*'nothing' was not declared|undeclared identifier"):
         compile_toy()
-    assert [p for p in cache.iterdir() if p.is_dir()] == []
+    assert [p.name for p in cache.iterdir() if p.is_dir()] == [building.OBJECTS]
     (csrc / "toy" / "toy.cpp").write_text(SOURCE)
     assert number(compile_toy()[0]) == 1
 

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -50,6 +51,10 @@ INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
     },
 }
+
+
+#: The folder of the cache that holds object files.
+OBJECTS = "objects"
 
 
 class BuildError(RuntimeError):
@@ -109,13 +114,24 @@ class Recipe:
     @property
     def key(self) -> str:
         """Names the directory of the build."""
-        compilers = [fact for c in (self.cxx, self.nvcc) if c for fact in _identity(c)]
         commands = [word for _, _, command in self.commands() for word in command]
-        parts = [self.op, torch.__version__, platform.machine(), *compilers, *commands, *self.link()]
-        digest = hashlib.sha256("\0".join(parts).encode())
-        for path in files_of(self.csrc, self.op):
-            digest.update(f"\0{path.relative_to(self.csrc)}\0".encode() + path.read_bytes())
-        return f"{self.op}-{digest.hexdigest()[:16]}"
+        return f"{self.op}-{self._digest([self.op, *commands, *self.link()], self.nvcc)}"
+
+    def object_key(self, name: str, command: list[str]) -> str:
+        """Names an object file in the cache, where builds that differ in others share it."""
+        return f"{self._digest([name, *command], self.nvcc if name.endswith('.cu.o') else None)}.o"
+
+    def _digest(self, words: Iterable[str], nvcc: Path | None) -> str:
+        """Of these words, and of what goes into every step."""
+        compilers = [fact for c in (self.cxx, nvcc) if c for fact in _identity(c)]
+        parts = [torch.__version__, platform.machine(), *compilers, *words, *self.contents]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """The names and digests of all files that may be compiled or included."""
+        files = ((p.relative_to(self.csrc), p.read_bytes()) for p in files_of(self.csrc, self.op))
+        return tuple(f"{name} {hashlib.sha256(content).hexdigest()}" for name, content in files)
 
     def commands(self) -> Iterator[tuple[str, Path, list[str]]]:
         """For each object file: its name, its source, and the command that makes it, less `-c source -o object`."""
@@ -312,23 +328,27 @@ def _build(recipe: Recipe, target: Path, say: Callable[[str], None]) -> None:
             "arches": recipe.arches,
         }
         (work / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (work / "build.ninja").write_text(_ninja_file(recipe))
+        (target.parent / OBJECTS).mkdir(exist_ok=True)
+        (work / "build.ninja").write_text(_ninja_file(recipe, target.parent / OBJECTS))
         run_ninja(work, say)
         work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _ninja_file(recipe: Recipe) -> str:
+def _ninja_file(recipe: Recipe, objects: Path) -> str:
+    """Each object is taken from that folder, or compiled and left there: a second name of the same file."""
     steps = []
     for name, source, command in recipe.commands():
-        run = shlex.join([*command, "-c", str(source), "-o", name])
+        kept = shlex.quote(str(objects / recipe.object_key(name, command)))
+        compiled = shlex.join([*command, "-c", str(source), "-o", name])
+        run = f"ln {kept} {name} 2> /dev/null || {{ {compiled} && {{ ln -f {name} {kept} 2> /dev/null || :; }}; }}"
         what = source.name if name.count(".") == 1 else f"{source.name} ({name.split('.')[1]})"
         steps.append(Step(name, (str(source),), run, what))
-    objects, link = tuple(step.target for step in steps), recipe.link()
+    names, link = tuple(step.target for step in steps), recipe.link()
     # libraries follow what needs them
-    run = shlex.join([link[0], *objects, *link[1:], "-o", f"lib{recipe.op}.so"])
-    return ninja_file([*steps, Step(f"lib{recipe.op}.so", objects, run, "linking")])
+    run = shlex.join([link[0], *names, *link[1:], "-o", f"lib{recipe.op}.so"])
+    return ninja_file([*steps, Step(f"lib{recipe.op}.so", names, run, "linking")])
 
 
 def ninja_file(steps: Iterable[Step]) -> str:
