@@ -71,6 +71,7 @@ def compile_sources(
     *,
     csrc: Path = CSRC,
     cache: Path | None = None,
+    flags: Sequence[str] = (),
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Compiled]:
     """Every source for every architecture, compiled unless it is there already, in that order.
@@ -79,13 +80,14 @@ def compile_sources(
         arches: compute capabilities, as `90`.
         csrc: where headers are looked for.
         cache: the directory of builds; by default `.build` in the checkout.
+        flags: of nvcc, after FLAGS.
         progress: called with a line at each step.
 
     Raises:
         BuildError: if nvcc or ninja is missing, or the compiler fails or warns; the text is the compiler's.
     """
     cache = cache or ROOT / ".build"
-    compiler = [str(find_nvcc()), "-ccbin", str(build.find_cxx()), *FLAGS, "-I", str(csrc)]
+    compiler = [str(find_nvcc()), "-ccbin", str(build.find_cxx()), *FLAGS, *flags, "-I", str(csrc)]
     common = _digest(csrc, compiler)
     made = [Compiled(source, arch, cache / _name(source, arch, common)) for source in sources for arch in arches]
     if not all(one.folder.is_dir() for one in made):
