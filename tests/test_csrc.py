@@ -104,14 +104,7 @@ def run_values(**environment: str) -> None:
     )
 
 
-@pytest.mark.slow
-def test_narrower_vectors() -> None:
-    run_values(DDF_INSTRUCTION_SETS="avx2")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx512"])
-def test_address_and_undefined_behaviour_sanitizers(instruction_set: str) -> None:
+def run_under_sanitizers(instruction_set: str) -> None:
     library = run(["g++", "-print-file-name=libasan.so"]).strip()
     if not Path(library).is_absolute():
         pytest.skip("no address sanitizer for g++")
@@ -122,3 +115,22 @@ def test_address_and_undefined_behaviour_sanitizers(instruction_set: str) -> Non
         LD_PRELOAD=library,
         ASAN_OPTIONS="detect_leaks=0",
     )
+
+
+# Another test between these two: where two processes share the tests, the second then begins when the first has
+# compiled what both need.
+
+
+@pytest.mark.slow
+def test_address_and_undefined_behaviour_sanitizers_of_the_baseline() -> None:
+    run_under_sanitizers("baseline")
+
+
+@pytest.mark.slow
+def test_narrower_vectors() -> None:
+    run_values(DDF_INSTRUCTION_SETS="avx2")
+
+
+@pytest.mark.slow
+def test_address_and_undefined_behaviour_sanitizers_of_avx512() -> None:
+    run_under_sanitizers("avx512")
