@@ -115,6 +115,7 @@ def test_a_changed_source_header_flag_or_compiler_is_another_build(
     (csrc / "toy" / "toy.cpp").write_text(SOURCE)
     monkeypatch.undo()
     monkeypatch.setattr(building, "_csrc", lambda: csrc)
+    monkeypatch.delenv("CXXFLAGS", raising=False)
     assert compile_toy() == (first, [])
 
 
