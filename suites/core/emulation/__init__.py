@@ -43,7 +43,7 @@ HEADER, CHECKER = HERE / "cuda_on_cpu.h", HERE / "checker.cpp"
 #: their checks are half of what the compiler takes for all.
 UNCHECKED = "object-size,null,nonnull-attribute,returns-nonnull-attribute,vptr,pointer-overflow"
 
-#: Of -O1, what follows the checker's calls: a third of the time, and no access more or less.
+#: Of -O1, passes that follow the checker's calls: they take time, and make no access more or less.
 COARSE = ("-fno-forward-propagate", "-fno-cprop-registers", "-fno-move-loop-invariants", "-fno-tree-coalesce-vars")
 
 #: Ways to build kernels. plain: as they are. address: the address and undefined-behaviour sanitizers, which end the
