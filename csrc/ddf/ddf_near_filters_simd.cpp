@@ -697,7 +697,14 @@ struct BothGradients {
   void move_to(int64_t sample) {
     n = sample;
     clear(channel, numbers(p));
-    for (int64_t c = 0; c < p.channels; ++c) {
+    int64_t c = 0;
+    if (p.channel.stride[2] == kSide && p.channel.stride[3] == 1) {
+      for (; c + kLanes<A> <= p.channels; c += kLanes<A>) {
+        copy_numbers(channel + c * kWindow, at<A>(p.channel, n, c, 0, 0), p.channel.stride[1],
+                     kWindow);
+      }
+    }
+    for (; c < p.channels; ++c) {
       A* to = channel + c / kLanes<A> * kWindow * kLanes<A> + c % kLanes<A>;
       for (int64_t j = 0; j < kWindow; ++j) {
         to[j * kLanes<A>] = *at<A>(p.channel, n, c, j / kSide, j % kSide);
@@ -723,7 +730,6 @@ struct BothGradients {
       load_spatial(y);
       for (int64_t x = 0; x < p.width; x += kLanes<A>) {
         const int64_t end = least(x + kLanes<A>, p.width);
-        clear(sums, kWindow * kLanes<A> * kLanes<A>);
         for (int64_t c = 0; c < p.channels; c += kBlockVectors * kLanes<A>) {
           int64_t at = x;
           for (; at + kPixels <= end; at += kPixels) add<kPixels, kAdd>(channel_sums, y, at, c);
@@ -757,7 +763,8 @@ struct BothGradients {
     A* const kept = sums + x % kLanes<A> * kLanes<A>;
     DDF_UNROLL
     for (int i = 0; i < kCount * kWindow; ++i) {
-      sum[i] = load(kept + (i % kWindow * kLanes<A> + i / kWindow) * kLanes<A>);
+      const A* from = kept + (i % kWindow * kLanes<A> + i / kWindow) * kLanes<A>;
+      sum[i] = first > 0 ? load(from) : Vector<A>{};
     }
     const int64_t last = least(first + kBlockVectors * kLanes<A>, p.channels);
     int64_t c = first;

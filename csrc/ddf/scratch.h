@@ -102,7 +102,27 @@ void copy_pixels(A* to, int64_t pitch, const A* from, int64_t step, int64_t coun
   }
 }
 
-// The way back.
+// Copies `count` adjacent numbers of each of kLanes channels, `step` elements apart, to a vector of
+// channels for each number.
+template <typename A>
+void copy_numbers(A* to, const A* from, int64_t step, int64_t count) {
+  for (int64_t first = 0; first < count; first += kLanes<A>) {
+    const int64_t rest = least(kLanes<A>, count - first);
+    const LaneBits bits = static_cast<LaneBits>((1u << rest) - 1);
+    Vector<A> block[kLanes<A>];
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) {
+      block[i] = load_lanes<Vector<A>>(from + i * step + first, bits);
+    }
+    transpose<A>(block);
+    DDF_UNROLL
+    for (int i = 0; i < kLanes<A>; ++i) {
+      if (i < rest) store(to + (first + i) * kLanes<A>, block[i]);
+    }
+  }
+}
+
+// `copy_pixels`, the way back.
 template <typename A>
 void store_pixels(A* to, int64_t step, const A* from, int64_t pitch, int64_t count) {
   int64_t x = 0;
