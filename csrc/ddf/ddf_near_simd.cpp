@@ -482,17 +482,31 @@ struct Pixels {
   }
 
   void load_channel(int64_t n) {
-    for (int64_t i = 0; i < round_up(p.channels, kLanes<A>); ++i) {
-      const int64_t block = i / kLanes<A>, lane = i % kLanes<A>;
-      const int64_t c = least(block * kLanes<A>, p.channels - kLanes<A>) + lane;
-      const T* from = at<T>(p.channel, n, c, 0, 0);
-      A* to = channel + block * kTaps * kLanes<A> + lane;
-      for (int64_t j = 0; j < kTaps; ++j) {
-        const int64_t tap = backward ? kTaps - 1 - j : j;
-        to[j * kLanes<A>] =
-            load_one(from + tap / K * p.channel.stride[2] + tap % K * p.channel.stride[3]);
+    const int64_t* stride = p.channel.stride;
+    const bool adjacent = sizeof(T) == sizeof(A) && stride[3] == 1 && stride[2] == K;
+    for (int64_t block = 0; block < ceil_div(p.channels, kLanes<A>); ++block) {
+      const int64_t c = least(block * kLanes<A>, p.channels - kLanes<A>);
+      A* to = channel + block * kTaps * kLanes<A>;
+      if (adjacent) {
+        copy_numbers(to, plain_at<T>(p.channel, n, c, 0, 0), stride[1], kTaps);
+      } else {
+        for (int64_t i = 0; i < kLanes<A>; ++i) load_numbers(to + i, n, c + i);
+      }
+      for (int64_t j = 0; backward && j < kTaps / 2; ++j) {
+        swap(to + j * kLanes<A>, to + (kTaps - 1 - j) * kLanes<A>);
       }
     }
+  }
+
+  void load_numbers(A* to, int64_t n, int64_t c) const {
+    for (int64_t j = 0; j < kTaps; ++j)
+      to[j * kLanes<A>] = load_one(at<T>(p.channel, n, c, j / K, j % K));
+  }
+
+  static void swap(A* a, A* b) {
+    const Vector<A> first = load(a);
+    store(a, load(b));
+    store(b, first);
   }
 
   template <bool kAdd>
