@@ -15,8 +15,9 @@
 //            Two channels at once would share S as well; that was faster at 28 x 28 only. An S that
 //            is one number goes into C before, which leaves the multiply-adds of a depthwise
 //            convolution with a filter for each sample.
-//   Pixels   channels are adjacent. S of two neighbours is in registers; a vector of C and the 12
-//            of F that the two see together are loaded once: 21 loads for 36 operations.
+//   Pixels   channels are adjacent. Neighbours go together, two with S in registers (k = 3) or four
+//            whose S is numbers in memory; of a row of taps C is loaded once, and each F that they
+//            see: 21 loads for 36 operations at k = 3, of vectors 119 for 392 at k = 7.
 //
 // Padding costs no copy: rows above and below are a row of zeros, columns left and right are masked
 // out of the load, with which an infinite neighbour does not matter. A row's last vector is half as
@@ -29,7 +30,9 @@
 namespace ddf::near {
 namespace {
 
-constexpr int kPixels = 2;
+// Neighbours that go together where channels are adjacent.
+template <int K>
+constexpr int kPixels = K == 3 ? 2 : 4;
 constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
 constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
@@ -98,25 +101,25 @@ inline __attribute__((always_inline)) void step(const Number* c, const A* const*
   }
 }
 
-// C of a channel as `step` takes it.
-template <typename V, int K>
+// The numbers of filters as the kernels take them.
+template <typename V, int kCount>
 struct InRegisters {
-  V data[K * K];
+  V data[kCount];
 };
 template <typename A>
 struct InMemory {
   const A* data;
 };
 
-template <typename V, int K, typename A>
-inline __attribute__((always_inline)) auto numbers(const A* channel) {
+template <typename V, int K, int kFilters, typename A>
+inline __attribute__((always_inline)) auto numbers(const A* filters) {
   if constexpr (K == 3) {
-    InRegisters<V, K> c;
+    InRegisters<V, kFilters * K * K> numbers;
     DDF_UNROLL
-    for (int j = 0; j < K * K; ++j) c.data[j] = channel[j] - V{};
-    return c;
+    for (int j = 0; j < kFilters * K * K; ++j) numbers.data[j] = filters[j] - V{};
+    return numbers;
   } else {
-    return InMemory<A>{channel};
+    return InMemory<A>{filters};
   }
 }
 
@@ -126,7 +129,7 @@ template <typename A, int K, int kRows, Factor kFactor>
 DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
                      const A* channel, int64_t in_offset, int64_t out_offset, int64_t next) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
-  const auto c = numbers<Vector<A>, K>(channel);
+  const auto c = numbers<Vector<A>, K, 1>(channel);
   for (; strip < end; ++strip) {
     const A* in[kRows + K - 1];
     A* out[kRows];
@@ -154,7 +157,7 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
     vectors(cut.whole * kLanes<A>, Masked<true>{});
     if constexpr (kHalves) {
       if (cut.half) {
-        const auto half = numbers<HalfVector<A>, K>(channel);
+        const auto half = numbers<HalfVector<A>, K, 1>(channel);
         step<HalfVector<A>, K, kRows, kFactor, true>(half.data, in, out, spatial, masks, x, false);
       }
     }
@@ -398,24 +401,19 @@ Job tiles_job(const Params& p) {
           run_tiles<T, K, kRows, kFactor>};
 }
 
-// ---- channels last: an item is a pair of neighbours in a row ----
+// ---- channels last: an item is kPixels neighbours in a row ----
 
-// Sums kPixels neighbours, whose taps overlap, over all channels. `features` holds the addresses of
-// the K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap.
-// What is too large for the caches is fetched ahead: of the lowest row, whose last kPixels the next
-// pair is the first to see, those that lie `ahead` elements further on; none if that is zero.
+// Sums kPixels neighbours over all channels. `features` holds the addresses of the
+// K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap. What is
+// too large for the caches is fetched ahead: of the lowest row, whose last kPixels the next
+// neighbours are the first to see, those that lie `ahead` elements further on; none if that is zero.
 template <typename T, int K, bool kAdd>
 DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
                           const Accumulator<T>* channel, T* const* out, int64_t channels,
                           bool streamed, int64_t ahead) {
   using A = Accumulator<T>;
-  constexpr int kWidth = K + kPixels - 1;
-  Vector<A> s[kPixels][K * K];
-  DDF_UNROLL
-  for (int i = 0; i < kPixels; ++i) {
-    DDF_UNROLL
-    for (int j = 0; j < K * K; ++j) s[i][j] = spatial[i * K * K + j] - Vector<A>{};
-  }
+  constexpr int kWidth = K + kPixels<K> - 1;
+  const auto s = numbers<Vector<A>, K, kPixels<K>>(spatial);
   const T* from[K * kWidth];
   DDF_UNROLL
   for (int i = 0; i < K * kWidth; ++i) from[i] = features[i];
@@ -423,30 +421,36 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatia
     const int64_t at = least(first, channels - kLanes<A>);  // the last block may overlap another
     if (ahead) {
       DDF_UNROLL
-      for (int i = K * kWidth - kPixels; i < K * kWidth; ++i) {
+      for (int i = K * kWidth - kPixels<K>; i < K * kWidth; ++i) {
         __builtin_prefetch(from[i] + at + ahead);
       }
     }
-    Vector<A> sum[kPixels] = {};
+    Vector<A> sum[kPixels<K>] = {};
     DDF_UNROLL
     for (int y = 0; y < K; ++y) {
+      Vector<A> c[K];
+      DDF_UNROLL
+      for (int x = 0; x < K; ++x) {
+        c[x] = load(channel + (y * K + x) * kLanes<A>);
+        keep(c[x]);
+      }
       DDF_UNROLL
       for (int x = 0; x < kWidth; ++x) {
         Vector<A> f = load(from[y * kWidth + x] + at);
         keep(f);
         DDF_UNROLL
-        for (int i = 0; i < kPixels; ++i) {
+        for (int i = 0; i < kPixels<K>; ++i) {
           if (x < i || x - i >= K) continue;
           const int j = y * K + x - i;
-          Vector<A> c = load(channel + j * kLanes<A>);
-          keep(c);
-          sum[i] += (kAdd ? s[i][j] + c : s[i][j] * c) * f;
+          const Vector<A> factor =
+              kAdd ? c[x - i] + s.data[i * K * K + j] : c[x - i] * s.data[i * K * K + j];
+          sum[i] += factor * f;
         }
       }
     }
     channel += K * K * kLanes<A>;
     DDF_UNROLL
-    for (int i = 0; i < kPixels; ++i) {
+    for (int i = 0; i < kPixels<K>; ++i) {
       if (streamed) {
         stream(reinterpret_cast<A*>(out[i] + at), sum[i]);
       } else {
@@ -459,7 +463,7 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatia
 template <typename T, int K>
 struct Pixels {
   using A = Accumulator<T>;
-  static constexpr int64_t kTaps = K * K, kWidth = K + kPixels - 1;
+  static constexpr int64_t kTaps = K * K, kWidth = K + kPixels<K> - 1;
 
   const Params& p;
   const bool backward;
@@ -512,8 +516,8 @@ struct Pixels {
   template <bool kAdd>
   void run(int64_t n, int64_t y, int64_t x) const {
     const T* features[K * kWidth];
-    A spatial[kPixels * kTaps];
-    T* out[kPixels];
+    A spatial[kPixels<K> * kTaps];
+    T* out[kPixels<K>];
     const bool inner = x >= K / 2 && x + kWidth - K / 2 <= p.width;
     DDF_UNROLL
     for (int i = 0; i < K; ++i) {
@@ -527,7 +531,7 @@ struct Pixels {
         features[i * kWidth + j] = inside ? from : zeros;
       }
     }
-    for (int64_t i = 0; i < kPixels; ++i) {
+    for (int64_t i = 0; i < kPixels<K>; ++i) {
       const bool exists = x + i < p.width;
       out[i] = exists ? at<T>(target, n, 0, y, x + i) : dump;
       load_spatial(n, y, exists ? x + i : x, spatial + i * kTaps);
@@ -570,11 +574,11 @@ void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
   Pixels<T, K> pixels(p, arena);
   clear(pixels.zeros, p.channels);
-  const int64_t pairs = ceil_div(p.width, kPixels);
+  const int64_t across = ceil_div(p.width, kPixels<K>);
   int64_t loaded = -1;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / pairs / p.height, y = item / pairs % p.height;
-    const int64_t x = item % pairs * kPixels;
+    const int64_t n = item / across / p.height, y = item / across % p.height;
+    const int64_t x = item % across * kPixels<K>;
     if (n != loaded) pixels.load_channel(n);
     loaded = n;
     pixels.template run<kAdd>(n, y, x);
@@ -586,7 +590,7 @@ template <typename T, int K, bool kAdd>
 Job pixels_job(const Params& p) {
   Arena arena(nullptr);
   const Pixels<T, K> pixels(p, arena);
-  return {p.batch * p.height * ceil_div(p.width, kPixels), kPixels * K * K * p.channels,
+  return {p.batch * p.height * ceil_div(p.width, kPixels<K>), kPixels<K> * K * K * p.channels,
           arena.used(), run_pixels<T, K, kAdd>};
 }
 
