@@ -406,7 +406,8 @@ Job tiles_job(const Params& p) {
 // Sums kPixels neighbours over all channels. `features` holds the addresses of the
 // K x (K + kPixels - 1) pixels, `channel` for each block of channels a vector for each tap. What is
 // too large for the caches is fetched ahead: of the lowest row, whose last kPixels the next
-// neighbours are the first to see, those that lie `ahead` elements further on; none if that is zero.
+// neighbours are the first to see, those that lie `ahead` elements further on; none if that is
+// zero.
 template <typename T, int K, bool kAdd>
 DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatial,
                           const Accumulator<T>* channel, T* const* out, int64_t channels,
