@@ -7,17 +7,17 @@
 // loads, S and F, so that loads, which cost double across a cache line, bind before arithmetic:
 // tiles are shaped to share them.
 //
-//   Tile     pixels are adjacent. C of a channel is in registers, all of it (k = 3) or a column of
-//            taps at a time, S packed in the order of its use, F and the output in place. A strip
-//            is one vector of 4 or 7 rows: a loaded row of F serves the k output rows around it, 9
-//            rows for 7 at k = 3, 1.3 loads an output for each of the k columns. Seven divides the
-//            planes of networks that start at 224; where four leaves fewer rows over it is four.
-//            Two channels at once would share S as well; that was faster at 28 x 28 only. An S that
-//            is one number goes into C before, which leaves the multiply-adds of a depthwise
-//            convolution with a filter for each sample.
-//   Pixels   channels are adjacent. Neighbours go together, two with S in registers (k = 3) or four
-//            whose S is numbers in memory; of a row of taps C is loaded once, and each F that they
-//            see: 21 loads for 36 operations at k = 3, of vectors 119 for 392 at k = 7.
+//   Tile     pixels are adjacent. S is packed in the order of its use, F and the output in place. A
+//            strip is one vector of 4 or 7 rows of two channels, which share S; with 16 registers
+//            of one. By columns of taps: a column of C is in registers, and a loaded row of F
+//            serves the k output rows around it. At k = 3 that is 135 loads for 252 operations.
+//            Seven rows divide the planes of networks that start at 224; where four leave fewer
+//            over it is four. An S that is one number goes into C before, which leaves the
+//            multiply-adds of a depthwise convolution with a filter for each sample.
+//   Pixels   channels are adjacent. Four neighbours go together, by rows of taps: a row of C is in
+//            registers, and each F that they see is loaded once. S is numbers in memory, of which a
+//            multiplication takes one at no cost of a load of a vector: 27 loads for 72 operations
+//            at k = 3, 119 for 392 at k = 7.
 //
 // Padding costs no copy: rows above and below are a row of zeros, columns left and right are masked
 // out of the load, with which an infinite neighbour does not matter. A row's last vector is half as
@@ -30,21 +30,19 @@
 namespace ddf::near {
 namespace {
 
-// Neighbours that go together where channels are adjacent.
-template <int K>
-constexpr int kPixels = K == 3 ? 2 : 4;
+constexpr int kPixels = 4;  // neighbours that go together where channels are adjacent
 constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
 constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
 
-// A row of a source or a target: of channel c it begins at data + c*stride, if it moves with the
-// channel, which scratch memory does not.
+// A row of a source or a target, that of channel c being c steps further on: none for what all
+// channels share.
 template <typename A>
 struct Row {
   A* data;
-  int64_t moves;  // all ones or zero
+  int64_t step;
 
-  A* of(int64_t offset) const { return data + (offset & moves); }
+  A* of(int64_t c) const { return data + c * step; }
 };
 
 // What a tap multiplies F by: S and C combined, or the number that is left where S went into C.
@@ -58,85 +56,93 @@ struct Strip {
   const A* spatial;  // packed in the order in which `sweep` uses it
 };
 
+// Channels that share the loads of S.
+template <Factor kFactor>
+constexpr int kTogether = kFactor != Factor::number && kManyRegisters ? 2 : 1;
+
+// These channels: their C, and their indices in the source and in the target.
+template <typename A, int kCount>
+struct Group {
+  const A* numbers[kCount];
+  int64_t in[kCount], out[kCount];
+};
+
 // One vector of each row of a strip, by columns of taps. `masks` holds, for each column, the lanes
 // that lie inside, then the lanes that are stored. C is vectors in registers, or numbers where
 // there are too many, of which a column is.
-template <typename V, int K, int kRows, Factor kFactor, bool kMasked, typename A, typename Number>
-inline __attribute__((always_inline)) void step(const Number* c, const A* const* in, A* const* out,
-                                                const A* spatial, const LaneBits* masks, int64_t x,
-                                                bool streamed) {
-  V sum[kRows] = {};
+template <typename V, int K, int kRows, Factor kFactor, bool kMasked, typename A,
+          int kCount = kTogether<kFactor>>
+inline __attribute__((always_inline)) void step(const A* const (&c)[kCount],
+                                                const A* const (&in)[kCount][kRows + K - 1],
+                                                A* const (&out)[kCount][kRows], const A* spatial,
+                                                const LaneBits* masks, int64_t x, bool streamed) {
+  V sum[kCount][kRows] = {};
   DDF_UNROLL
   for (int dx = 0; dx < K; ++dx) {
-    V column[K];
+    V column[kCount][K];
     DDF_UNROLL
-    for (int dy = 0; dy < K; ++dy) column[dy] = c[dy * K + dx] - V{};
+    for (int i = 0; i < kCount * K; ++i) {
+      column[i / K][i % K] = c[i / K][i % K * K + dx] - V{};
+    }
     DDF_UNROLL
     for (int y = 0; y < kRows + K - 1; ++y) {
-      const A* from = in[y] + x + dx - K / 2;
-      V f = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
-      keep(f);
+      V f[kCount];
+      DDF_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const A* from = in[i][y] + x + dx - K / 2;
+        f[i] = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
+        keep(f[i]);
+      }
       DDF_UNROLL
       for (int r = 0; r < kRows; ++r) {
         if (y < r || y - r >= K) continue;
-        V factor = column[y - r];
+        V s = {};
         if constexpr (kFactor != Factor::number) {
-          const V s = load_as<V>(spatial);
-          factor = kFactor == Factor::add ? s + factor : s * factor;
+          s = load_as<V>(spatial);
+          if (kCount > 1) keep(s);
           spatial += sizeof(V) / sizeof(A);
         }
-        sum[r] += factor * f;
+        DDF_UNROLL
+        for (int i = 0; i < kCount; ++i) {
+          V factor = column[i][y - r];
+          if (kFactor == Factor::mul) factor *= s;
+          if (kFactor == Factor::add) factor += s;
+          sum[i][r] += factor * f[i];
+        }
       }
     }
   }
   DDF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    if (streamed) {
-      stream(out[r] + x, sum[r]);
-    } else if (kMasked) {
-      store_lanes(out[r] + x, masks[K], sum[r]);
-    } else {
-      memcpy(out[r] + x, &sum[r], sizeof(V));
+  for (int i = 0; i < kCount; ++i) {
+    DDF_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      if (streamed) {
+        stream(out[i][r] + x, sum[i][r]);
+      } else if (kMasked) {
+        store_lanes(out[i][r] + x, masks[K], sum[i][r]);
+      } else {
+        memcpy(out[i][r] + x, &sum[i][r], sizeof(V));
+      }
     }
   }
 }
 
-// The numbers of filters as the kernels take them.
-template <typename V, int kCount>
-struct InRegisters {
-  V data[kCount];
-};
-template <typename A>
-struct InMemory {
-  const A* data;
-};
-
-template <typename V, int K, int kFilters, typename A>
-inline __attribute__((always_inline)) auto numbers(const A* filters) {
-  if constexpr (K == 3) {
-    InRegisters<V, kFilters * K * K> numbers;
-    DDF_UNROLL
-    for (int j = 0; j < kFilters * K * K; ++j) numbers.data[j] = filters[j] - V{};
-    return numbers;
-  } else {
-    return InMemory<A>{filters};
-  }
-}
-
-// Computes strips of one channel, whose filter is `channel`. What is too large for the caches is
-// fetched ahead, `next` elements further on: of each strip the rows that none before has seen.
-template <typename A, int K, int kRows, Factor kFactor>
+// Computes strips of a group of channels. What is too large for the caches is fetched ahead, `next`
+// elements further on: of each strip the rows that none before has seen.
+template <typename A, int K, int kRows, Factor kFactor, int kCount = kTogether<kFactor>>
 DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
-                     const A* channel, int64_t in_offset, int64_t out_offset, int64_t next) {
+                     const Group<A, kCount>& group, int64_t next) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
-  const auto c = numbers<Vector<A>, K, 1>(channel);
   for (; strip < end; ++strip) {
-    const A* in[kRows + K - 1];
-    A* out[kRows];
+    const A* in[kCount][kRows + K - 1];
+    A* out[kCount][kRows];
     DDF_UNROLL
-    for (int y = 0; y < kRows + K - 1; ++y) in[y] = strip->in[y].of(in_offset);
-    DDF_UNROLL
-    for (int r = 0; r < kRows; ++r) out[r] = strip->out[r].of(out_offset);
+    for (int i = 0; i < kCount; ++i) {
+      DDF_UNROLL
+      for (int y = 0; y < kRows + K - 1; ++y) in[i][y] = strip->in[y].of(group.in[i]);
+      DDF_UNROLL
+      for (int r = 0; r < kRows; ++r) out[i][r] = strip->out[r].of(group.out[i]);
+    }
     const A* spatial = strip->spatial;
     const LaneBits* masks = cut.masks;
     int64_t x = 0;
@@ -144,10 +150,13 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
       for (; x < last; x += kLanes<A>, spatial += kLength, masks += K + 1) {
         if (cut.ahead) {
           DDF_UNROLL
-          for (int r = 0; r < kRows; ++r) __builtin_prefetch(in[r + K - 1] + x + next);
+          for (int i = 0; i < kCount; ++i) {
+            DDF_UNROLL
+            for (int r = 0; r < kRows; ++r) __builtin_prefetch(in[i][r + K - 1] + x + next);
+          }
         }
-        step<Vector<A>, K, kRows, kFactor, decltype(masked)::value>(c.data, in, out, spatial, masks,
-                                                                    x, cut.streamed);
+        step<Vector<A>, K, kRows, kFactor, decltype(masked)::value>(group.numbers, in, out, spatial,
+                                                                    masks, x, cut.streamed);
       }
     };
     if constexpr (!kFreeMasks) {
@@ -157,8 +166,8 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
     vectors(cut.whole * kLanes<A>, Masked<true>{});
     if constexpr (kHalves) {
       if (cut.half) {
-        const auto half = numbers<HalfVector<A>, K, 1>(channel);
-        step<HalfVector<A>, K, kRows, kFactor, true>(half.data, in, out, spatial, masks, x, false);
+        step<HalfVector<A>, K, kRows, kFactor, true>(group.numbers, in, out, spatial, masks, x,
+                                                     false);
       }
     }
   }
@@ -189,6 +198,7 @@ struct Tile {
   using A = Accumulator<T>;
   static constexpr int64_t kTaps = K * K, kPad = K / 2;
   static constexpr bool kPacked = kFactor != Factor::number;
+  static constexpr int kCount = kTogether<kFactor>;
 
   const Params& p;
   const bool backward;
@@ -202,7 +212,7 @@ struct Tile {
   A *zeros, *dump;  // rows outside the source; of targets that there are not
   A* numbers;       // C of an item's channels
   Strip<A, K, kRows>* strips;
-  A *in, *out;  // a source and a target that cannot be read and written in place
+  A *in, *out;  // a group of a source and a target that cannot be read and written in place
 
   Tile(const Params& p, Arena& arena)
       : p(p),
@@ -224,13 +234,15 @@ struct Tile {
     numbers = arena.take<A>(kChannelBlock * kTaps);
     cut.masks = arena.take<LaneBits>(cut.vectors() * (K + 1));
     strips = arena.take<Strip<A, K, kRows>>(rows / kRows);
-    in = plain<T>(source) ? nullptr : arena.take<A>((rows + K - 1) * p.width);
-    out = plain<T>(target) ? nullptr : arena.take<A>(rows * p.width);
+    in = plain<T>(source) ? nullptr : arena.take<A>(kCount * in_size());
+    out = plain<T>(target) ? nullptr : arena.take<A>(kCount * out_size());
     cut.streamed = !out && columns == p.width && streams<T>(p, target, p.width);
     cut.ahead = bytes<T>(p) >= kStreamedBytes;
   }
 
   int64_t count() const { return down * across; }
+  int64_t in_size() const { return (rows + K - 1) * p.width; }
+  int64_t out_size() const { return rows * p.width; }
   int64_t lanes() const { return cut.template lanes<A>(); }
 
   void move_to(int64_t sample, int64_t index) {
@@ -248,18 +260,18 @@ struct Tile {
       if (from < 0 || from >= p.height) {
         strip.in[i] = {zeros + x0, 0};
       } else if (in) {
-        strip.in[i] = {in + (y + i) * p.width + x0, 0};
+        strip.in[i] = {in + (y + i) * p.width + x0, in_size()};
       } else {
-        strip.in[i] = {plain_at<T>(source, n, 0, from, x0), -1};
+        strip.in[i] = {plain_at<T>(source, n, 0, from, x0), source.stride[1]};
       }
     }
     for (int64_t r = 0; r < kRows; ++r) {
       if (y0 + y + r >= p.height) {
         strip.out[r] = {dump, 0};
       } else if (out) {
-        strip.out[r] = {out + (y + r) * p.width, 0};
+        strip.out[r] = {out + (y + r) * p.width, out_size()};
       } else {
-        strip.out[r] = {plain_at<T>(target, n, 0, y0 + y + r, x0), -1};
+        strip.out[r] = {plain_at<T>(target, n, 0, y0 + y + r, x0), target.stride[1]};
       }
     }
     strip.spatial = spatial + y * kTaps * lanes();
@@ -335,19 +347,31 @@ struct Tile {
     return p.combine == Combine::add ? s + number : s * number;
   }
 
-  void load_source(int64_t c) {
+  void load_source(int64_t c, A* to) {
     const int64_t first = most(0, x0 - kPad), last = least(p.width, x0 + columns + kPad);
     for (int64_t y = most(0, y0 - kPad); y < least(p.height, y0 + rows + kPad); ++y) {
-      copy_row(in + (y - y0 + kPad) * p.width + first, at<T>(source, n, c, y, first),
+      copy_row(to + (y - y0 + kPad) * p.width + first, at<T>(source, n, c, y, first),
                source.stride[3], last - first);
     }
   }
 
-  void store_target(int64_t c) {
+  void store_target(int64_t c, const A* from) {
     const int64_t width = least(columns, p.width - x0);
     for (int64_t y = y0; y < least(p.height, y0 + rows); ++y) {
-      store_row(at<T>(target, n, c, y, x0), target.stride[3], out + (y - y0) * p.width, width);
+      store_row(at<T>(target, n, c, y, x0), target.stride[3], from + (y - y0) * p.width, width);
     }
+  }
+
+  // Channels from `c` on, of which the last may stand twice; `channel` is C of channel `first`.
+  Group<A, kCount> group(int64_t c, int64_t first, int64_t last, const A* channel) const {
+    Group<A, kCount> group;
+    for (int i = 0; i < kCount; ++i) {
+      const int64_t one = least(c + i, last - 1);
+      group.numbers[i] = channel + (one - first) * kTaps;
+      group.in[i] = in ? one - c : one;
+      group.out[i] = out ? one - c : one;
+    }
+    return group;
   }
 
   // The targets of channels first .. last. They go through the tile strip by strip together, so
@@ -356,20 +380,22 @@ struct Tile {
     const A* channel = load_numbers(first, last);
     const int64_t used = ceil_div(least(rows, p.height - y0), kRows);
     const int64_t bytes = kPacked ? used * kRows * kTaps * lanes() * int64_t{sizeof(A)} : 0;
-    const int64_t step = bytes <= kSegmentBytes || in || out ? used : 1;
-    const int64_t together = step == used ? 1 : last - first;
-    const int64_t down = kRows * source.stride[2] - (together - 1) * source.stride[1];
+    const bool whole = bytes <= kSegmentBytes || in || out;
+    const int64_t step = whole ? used : 1, together = whole ? kCount : last - first;
+    const int64_t across = kCount * source.stride[1];
+    const int64_t down =
+        kRows * source.stride[2] + across - round_up(together, kCount) * source.stride[1];
     for (int64_t begin = first; begin < last; begin += together) {
-      if (in) load_source(begin);
+      const int64_t end = least(begin + together, last);
+      for (int64_t c = begin; in && c < end; ++c) load_source(c, in + (c - begin) * in_size());
       for (int64_t i = 0; i < used; i += step) {
-        for (int64_t c = begin; c < begin + together; ++c) {
-          const bool turns = together > 1 && c + 1 == begin + together;
+        for (int64_t c = begin; c < end; c += kCount) {
+          const bool turns = !whole && c + kCount >= end;
           sweep<A, K, kRows, kFactor>(strips + i, strips + i + step, cut,
-                                      channel + (c - first) * kTaps, c * source.stride[1],
-                                      c * target.stride[1], turns ? down : source.stride[1]);
+                                      group(c, first, end, channel), turns ? down : across);
         }
       }
-      if (out) store_target(begin);
+      for (int64_t c = begin; out && c < end; ++c) store_target(c, out + (c - begin) * out_size());
     }
   }
 };
@@ -413,8 +439,7 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatia
                           const Accumulator<T>* channel, T* const* out, int64_t channels,
                           bool streamed, int64_t ahead) {
   using A = Accumulator<T>;
-  constexpr int kWidth = K + kPixels<K> - 1;
-  const auto s = numbers<Vector<A>, K, kPixels<K>>(spatial);
+  constexpr int kWidth = K + kPixels - 1;
   const T* from[K * kWidth];
   DDF_UNROLL
   for (int i = 0; i < K * kWidth; ++i) from[i] = features[i];
@@ -422,11 +447,11 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatia
     const int64_t at = least(first, channels - kLanes<A>);  // the last block may overlap another
     if (ahead) {
       DDF_UNROLL
-      for (int i = K * kWidth - kPixels<K>; i < K * kWidth; ++i) {
+      for (int i = K * kWidth - kPixels; i < K * kWidth; ++i) {
         __builtin_prefetch(from[i] + at + ahead);
       }
     }
-    Vector<A> sum[kPixels<K>] = {};
+    Vector<A> sum[kPixels] = {};
     DDF_UNROLL
     for (int y = 0; y < K; ++y) {
       Vector<A> c[K];
@@ -440,18 +465,18 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatia
         Vector<A> f = load(from[y * kWidth + x] + at);
         keep(f);
         DDF_UNROLL
-        for (int i = 0; i < kPixels<K>; ++i) {
+        for (int i = 0; i < kPixels; ++i) {
           if (x < i || x - i >= K) continue;
           const int j = y * K + x - i;
-          const Vector<A> factor =
-              kAdd ? c[x - i] + s.data[i * K * K + j] : c[x - i] * s.data[i * K * K + j];
+          const A s = spatial[i * K * K + j];
+          const Vector<A> factor = kAdd ? c[x - i] + s : c[x - i] * s;
           sum[i] += factor * f;
         }
       }
     }
     channel += K * K * kLanes<A>;
     DDF_UNROLL
-    for (int i = 0; i < kPixels<K>; ++i) {
+    for (int i = 0; i < kPixels; ++i) {
       if (streamed) {
         stream(reinterpret_cast<A*>(out[i] + at), sum[i]);
       } else {
@@ -464,7 +489,7 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* spatia
 template <typename T, int K>
 struct Pixels {
   using A = Accumulator<T>;
-  static constexpr int64_t kTaps = K * K, kWidth = K + kPixels<K> - 1;
+  static constexpr int64_t kTaps = K * K, kWidth = K + kPixels - 1;
 
   const Params& p;
   const bool backward;
@@ -517,8 +542,8 @@ struct Pixels {
   template <bool kAdd>
   void run(int64_t n, int64_t y, int64_t x) const {
     const T* features[K * kWidth];
-    A spatial[kPixels<K> * kTaps];
-    T* out[kPixels<K>];
+    A spatial[kPixels * kTaps];
+    T* out[kPixels];
     const bool inner = x >= K / 2 && x + kWidth - K / 2 <= p.width;
     DDF_UNROLL
     for (int i = 0; i < K; ++i) {
@@ -532,7 +557,7 @@ struct Pixels {
         features[i * kWidth + j] = inside ? from : zeros;
       }
     }
-    for (int64_t i = 0; i < kPixels<K>; ++i) {
+    for (int64_t i = 0; i < kPixels; ++i) {
       const bool exists = x + i < p.width;
       out[i] = exists ? at<T>(target, n, 0, y, x + i) : dump;
       load_spatial(n, y, exists ? x + i : x, spatial + i * kTaps);
@@ -575,11 +600,11 @@ void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
   Pixels<T, K> pixels(p, arena);
   clear(pixels.zeros, p.channels);
-  const int64_t across = ceil_div(p.width, kPixels<K>);
+  const int64_t across = ceil_div(p.width, kPixels);
   int64_t loaded = -1;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / across / p.height, y = item / across % p.height;
-    const int64_t x = item % across * kPixels<K>;
+    const int64_t x = item % across * kPixels;
     if (n != loaded) pixels.load_channel(n);
     loaded = n;
     pixels.template run<kAdd>(n, y, x);
@@ -591,7 +616,7 @@ template <typename T, int K, bool kAdd>
 Job pixels_job(const Params& p) {
   Arena arena(nullptr);
   const Pixels<T, K> pixels(p, arena);
-  return {p.batch * p.height * ceil_div(p.width, kPixels<K>), kPixels<K> * K * K * p.channels,
+  return {p.batch * p.height * ceil_div(p.width, kPixels), kPixels * K * K * p.channels,
           arena.used(), run_pixels<T, K, kAdd>};
 }
 

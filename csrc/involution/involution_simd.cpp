@@ -18,11 +18,7 @@
 namespace ddf::involution {
 namespace {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRows = 8, kMostVectors = 3;
-#else
-constexpr int kRows = 6, kMostVectors = 2;
-#endif
+constexpr int kRows = kManyRegisters ? 8 : 6, kMostVectors = kManyRegisters ? 3 : 2;
 
 // A linear layer of each pixel: max(scale * sum + shift, floor).
 template <typename A>
