@@ -89,7 +89,7 @@ def test_a_library_with_cuda_kernels_loads_beside_this_torch(op: str, entry: str
 FILES = [f"tests/test_{name}.py" for name in ("native", "native_fused", "native_involution", "native_up", "searches")]
 VALUES = (
     "output_matches or gradients_match or edges or every_kernel or 16_bit or padding or empty or asked or threads"
-    " or without_spread"
+    " or without_spread or one_number"
 )
 
 
