@@ -33,11 +33,7 @@ using near::Masked;
 using near::plain;
 using near::plain_at;
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kMostVectors = 3;
-#else
-constexpr int kMostVectors = 1;
-#endif
+constexpr int kMostVectors = kManyRegisters ? 3 : 1;
 
 constexpr int kRows = 9;               // of a 1x1 convolution that are summed at once
 constexpr int64_t kBlock = 32;         // channels between a load and a store of these sums

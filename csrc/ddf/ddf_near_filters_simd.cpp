@@ -40,12 +40,6 @@ constexpr int64_t kReducedChannels = 16;     // of an item of grad_C: they share
 constexpr int64_t kBlock = 16;               // channels between a load and a store of grad_S
 constexpr int64_t kItems = 16;               // of grad_S in a plane that has the rows for it
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr bool kManyRegisters = true;
-#else
-constexpr bool kManyRegisters = false;
-#endif
-
 // Columns of taps whose sums are in registers, and rows that are summed together.
 template <int K>
 constexpr int kColumns = K == 3 ? 3 : 1;
