@@ -294,7 +294,7 @@ def _(inputs: Inputs, point: Point) -> Closure:
     return lambda: cast(Tensor, network(inputs["features"], inputs["guide"]))
 
 
-@JointUpsampling.impl("native", library="ddf")
+@JointUpsampling.impl("native", library="ddf,ddf_up")
 def _(inputs: Inputs, point: Point) -> Closure:
     """With our operators where the variant applies filters.
 

@@ -68,8 +68,7 @@ struct Group {
 };
 
 // One vector of each row of a strip, by columns of taps. `masks` holds, for each column, the lanes
-// that lie inside, then the lanes that are stored. C is vectors in registers, or numbers where
-// there are too many, of which a column is.
+// that lie inside, then the lanes that are stored.
 template <typename V, int K, int kRows, Factor kFactor, bool kMasked, typename A,
           int kCount = kTogether<kFactor>>
 inline __attribute__((always_inline)) void step(const A* const (&c)[kCount],
@@ -331,20 +330,16 @@ struct Tile {
     if (kPacked && !backward && plain<T>(p.channel) && stride[2] == K && stride[1] == kTaps) {
       return plain_at<T>(p.channel, n, first, 0, 0);
     }
+    const A s = kPacked ? A{1} : load_one(at<T>(p.spatial, 0, 0, 0, 0));
     A* to = numbers;
     for (int64_t c = first; c < last; ++c, to += kTaps) {
       const T* from = at<T>(p.channel, n, c, 0, 0);
       for (int64_t j = 0; j < kTaps; ++j) {
         const A number = load_one(from + j / K * stride[2] + j % K * stride[3]);
-        to[backward ? kTaps - 1 - j : j] = kPacked ? number : with_spatial(number);
+        to[backward ? kTaps - 1 - j : j] = s * number;
       }
     }
     return numbers;
-  }
-
-  A with_spatial(A number) const {
-    const A s = load_one(at<T>(p.spatial, 0, 0, 0, 0));
-    return p.combine == Combine::add ? s + number : s * number;
   }
 
   void load_source(int64_t c, A* to) {
