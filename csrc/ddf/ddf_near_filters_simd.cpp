@@ -606,10 +606,11 @@ constexpr int64_t kSide = 3, kWindow = kSide * kSide;
 constexpr int kPixels =
     kManyRegisters ? 2 : 1;            // neighbours whose sums over channels are registers
 constexpr int64_t kBlockVectors = 16;  // of channels: half of a first-level cache for C and sums
+constexpr int64_t kAheadPixels = 4;    // fetched ahead
 constexpr int64_t kParts = 16;         // of a plane that has the rows for it; each has its own sums
 
 template <bool kMasked, typename A>
-inline __attribute__((always_inline)) Vector<A> load_channels(const A* from, LaneBits bits) {
+inline __attribute__((always_inline)) Vector<A> load_block(const A* from, LaneBits bits) {
   return kMasked ? load_lanes<Vector<A>>(from, bits) : load(from);
 }
 
@@ -639,7 +640,7 @@ inline __attribute__((always_inline)) void add_to_both(Vector<A>* pixel_sums, A*
   }
   Vector<A> g[kCount];
   DDF_UNROLL
-  for (int i = 0; i < kCount; ++i) g[i] = load_channels<kMasked>(w.out + i * w.out_step + c, bits);
+  for (int i = 0; i < kCount; ++i) g[i] = load_block<kMasked>(w.out + i * w.out_step + c, bits);
   DDF_UNROLL
   for (int y = 0; y < kSide; ++y) {
     if (!w.in[y]) continue;
@@ -647,7 +648,7 @@ inline __attribute__((always_inline)) void add_to_both(Vector<A>* pixel_sums, A*
     DDF_UNROLL
     for (int i = 0; i < kCount + kSide - 1; ++i) {
       const bool exists = (i > 0 || w.left) && (i < kCount + kSide - 2 || w.right);
-      f[i] = exists ? load_channels<kMasked>(w.in[y] + i * w.in_step + c, bits) : Vector<A>{};
+      f[i] = exists ? load_block<kMasked>(w.in[y] + i * w.in_step + c, bits) : Vector<A>{};
       keep(f[i]);
     }
     DDF_UNROLL
@@ -692,11 +693,8 @@ struct BothGradients {
     n = sample;
     clear(channel, numbers(p));
     int64_t c = 0;
-    if (p.channel.stride[2] == kSide && p.channel.stride[3] == 1) {
-      for (; c + kLanes<A> <= p.channels; c += kLanes<A>) {
-        copy_numbers(channel + c * kWindow, at<A>(p.channel, n, c, 0, 0), p.channel.stride[1],
-                     kWindow);
-      }
+    for (; c + kLanes<A> <= p.channels; c += kLanes<A>) {
+      load_channels<A>(channel + c * kWindow, p, n, c);
     }
     for (; c < p.channels; ++c) {
       A* to = channel + c / kLanes<A> * kWindow * kLanes<A> + c % kLanes<A>;

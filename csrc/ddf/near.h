@@ -83,7 +83,6 @@ struct Cut {
 };
 
 constexpr int64_t kStreamedBytes = 8 << 20;  // more than stays in caches until it is read
-constexpr int64_t kAheadPixels = 4;          // fetched ahead where channels are adjacent
 
 // Of a source or target.
 template <typename T>
@@ -100,6 +99,21 @@ bool plain(const View& view) {
 template <typename T>
 Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int64_t d) {
   return reinterpret_cast<Accumulator<T>*>(at<T>(view, a, b, c, d));
+}
+
+// C of kLanes channels from c on, a vector for each tap.
+template <typename T>
+void load_channels(Accumulator<T>* to, const Params& p, int64_t n, int64_t c) {
+  using A = Accumulator<T>;
+  const int64_t* stride = p.channel.stride;
+  const int64_t size = p.kernel_size;
+  if (plain<T>(p.channel) && stride[2] == size) {
+    copy_numbers(to, plain_at<T>(p.channel, n, c, 0, 0), stride[1], size * size);
+    return;
+  }
+  for (int64_t j = 0; j < size * size; ++j) {
+    copy_row(to + j * kLanes<A>, at<T>(p.channel, n, c, j / size, j % size), stride[1], kLanes<A>);
+  }
 }
 
 }  // namespace
