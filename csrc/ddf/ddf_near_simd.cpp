@@ -36,32 +36,65 @@ constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a s
 constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
 constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
 
-// A row of a source or a target, that of channel c being c steps further on: none for what all
-// channels share.
-template <typename A>
-struct Row {
-  A* data;
-  int64_t step;
-
-  A* of(int64_t c) const { return data + c * step; }
-};
-
 // What a tap multiplies F by: S and C combined, or the number that is left where S went into C.
 enum class Factor { mul, add, number };
+
+// Addresses of rows, those of a channel's first plane and as many bytes further on as a channel
+// lies; rows that all channels share stay where they are.
+template <int kCount>
+struct Rows {
+  static constexpr int kRoom = (kCount + 7) / 8;
+  typedef int64_t Eight __attribute__((vector_size(64)));
+
+  Eight address[kRoom];
+  Eight moves[kRoom];  // all ones where channels have their own
+
+  void set(int64_t i, const void* row, bool of_channel) {
+    address[i / 8][i % 8] = reinterpret_cast<int64_t>(row);
+    moves[i / 8][i % 8] = of_channel ? -1 : 0;
+  }
+  template <typename A>
+  void of(int64_t bytes, A* (&to)[kRoom * 8]) const {
+    static_assert(sizeof(A*) == 8, "an address is as wide as a lane");
+    DDF_UNROLL
+    for (int i = 0; i < kRoom; ++i) {
+      const Eight moved = address[i] + (moves[i] & bytes);
+      memcpy(to + i * 8, &moved, sizeof(moved));
+    }
+  }
+};
 
 // kRows rows of targets, and the rows of the source that they read.
 template <typename A, int K, int kRows>
 struct Strip {
-  Row<const A> in[kRows + K - 1];
-  Row<A> out[kRows];
-  const A* spatial;  // packed in the order in which `sweep` uses it
+  Rows<kRows + K - 1> in;
+  Rows<kRows> out;
+  const A* spatial;  // packed in the order in which `step` uses it
+};
+
+// When `step` uses the tap j of a strip's row r.
+template <int K, int kRows>
+struct Order {
+  int slot[kRows][K * K] = {};
+
+  constexpr Order() {
+    int next = 0;
+    for (int dx = 0; dx < K; ++dx) {
+      for (int y = 0; y < kRows + K - 1; ++y) {
+        for (int r = 0; r < kRows; ++r) {
+          if (y >= r && y - r < K) slot[r][(y - r) * K + dx] = next++;
+        }
+      }
+    }
+  }
 };
 
 // Channels that share the loads of S.
 template <Factor kFactor>
 constexpr int kTogether = kFactor != Factor::number && kManyRegisters ? 2 : 1;
 
-// These channels: their C, and their indices in the source and in the target.
+// These channels: their C, and where their planes of the source and the target lie, in bytes from
+// those of the first.
 template <typename A, int kCount>
 struct Group {
   const A* numbers[kCount];
@@ -72,10 +105,13 @@ struct Group {
 // that lie inside, then the lanes that are stored.
 template <typename V, int K, int kRows, Factor kFactor, bool kMasked, typename A,
           int kCount = kTogether<kFactor>>
-inline __attribute__((always_inline)) void step(const A* const (&c)[kCount],
-                                                const A* const (&in)[kCount][kRows + K - 1],
-                                                A* const (&out)[kCount][kRows], const A* spatial,
-                                                const LaneBits* masks, int64_t x, bool streamed) {
+inline __attribute__((always_inline)) void step(
+    const A* const (&c)[kCount], const A* const (*in)[Rows<kRows + K - 1>::kRoom * 8],
+    A* const (*out)[Rows<kRows>::kRoom * 8], const A* spatial, const LaneBits* masks, int64_t x,
+    bool streamed) {
+  LaneBits bits[K + 1] = {};  // else they would be read again after each store
+  DDF_UNROLL
+  for (int i = 0; kMasked && i <= K; ++i) bits[i] = masks[i];
   V sum[kCount][kRows] = {};
   DDF_UNROLL
   for (int dx = 0; dx < K; ++dx) {
@@ -90,7 +126,7 @@ inline __attribute__((always_inline)) void step(const A* const (&c)[kCount],
       DDF_UNROLL
       for (int i = 0; i < kCount; ++i) {
         const A* from = in[i][y] + x + dx - K / 2;
-        f[i] = kMasked ? load_lanes<V>(from, masks[dx]) : load_as<V>(from);
+        f[i] = kMasked ? load_lanes<V>(from, bits[dx]) : load_as<V>(from);
         keep(f[i]);
       }
       DDF_UNROLL
@@ -119,7 +155,7 @@ inline __attribute__((always_inline)) void step(const A* const (&c)[kCount],
       if (streamed) {
         stream(out[i][r] + x, sum[i][r]);
       } else if (kMasked) {
-        store_lanes(out[i][r] + x, masks[K], sum[i][r]);
+        store_lanes(out[i][r] + x, bits[K], sum[i][r]);
       } else {
         memcpy(out[i][r] + x, &sum[i][r], sizeof(V));
       }
@@ -134,15 +170,15 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
                      const Group<A, kCount>& group, int64_t next) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
   for (; strip < end; ++strip) {
-    const A* in[kCount][kRows + K - 1];
-    A* out[kCount][kRows];
+    alignas(64) const A* in[kCount][Rows<kRows + K - 1>::kRoom * 8];
+    alignas(64) A* out[kCount][Rows<kRows>::kRoom * 8];
     DDF_UNROLL
     for (int i = 0; i < kCount; ++i) {
-      DDF_UNROLL
-      for (int y = 0; y < kRows + K - 1; ++y) in[i][y] = strip->in[y].of(group.in[i]);
-      DDF_UNROLL
-      for (int r = 0; r < kRows; ++r) out[i][r] = strip->out[r].of(group.out[i]);
+      strip->in.of(group.in[i], in[i]);
+      strip->out.of(group.out[i], out[i]);
     }
+    // They stay in memory. The compiler would take each out of a vector, which costs a tenth.
+    asm("" : "+m"(in), "+m"(out));
     const A* spatial = strip->spatial;
     const LaneBits* masks = cut.masks;
     int64_t x = 0;
@@ -199,6 +235,7 @@ struct Tile {
   static constexpr int64_t kTaps = K * K, kPad = K / 2;
   static constexpr bool kPacked = kFactor != Factor::number;
   static constexpr int kCount = kTogether<kFactor>;
+  static constexpr Order<K, kRows> kOrder{};
 
   const Params& p;
   const bool backward;
@@ -258,20 +295,20 @@ struct Tile {
     for (int64_t i = 0; i < kRows + K - 1; ++i) {
       const int64_t from = y0 + y + i - kPad;
       if (from < 0 || from >= p.height) {
-        strip.in[i] = {zeros + x0, 0};
+        strip.in.set(i, zeros + x0, false);
       } else if (in) {
-        strip.in[i] = {in + (y + i) * p.width + x0, in_size()};
+        strip.in.set(i, in + (y + i) * p.width + x0, true);
       } else {
-        strip.in[i] = {plain_at<T>(source, n, 0, from, x0), source.stride[1]};
+        strip.in.set(i, plain_at<T>(source, n, 0, from, x0), true);
       }
     }
     for (int64_t r = 0; r < kRows; ++r) {
       if (y0 + y + r >= p.height) {
-        strip.out[r] = {dump, 0};
+        strip.out.set(r, dump, false);
       } else if (out) {
-        strip.out[r] = {out + (y + r) * p.width, out_size()};
+        strip.out.set(r, out + (y + r) * p.width, true);
       } else {
-        strip.out[r] = {plain_at<T>(target, n, 0, y0 + y + r, x0), target.stride[1]};
+        strip.out.set(r, plain_at<T>(target, n, 0, y0 + y + r, x0), true);
       }
     }
     strip.spatial = spatial + y * kTaps * lanes();
@@ -304,7 +341,7 @@ struct Tile {
     const LaneBits* bits = cut.masks + (backward ? dx : K);
     const LaneBits all = exists ? ~LaneBits{0} : 0;
     A* to = spatial + y / kRows * kRows * kTaps * lanes();
-    const int64_t slot = this->slot(y % kRows, dy, dx);
+    const int64_t slot = kOrder.slot[y % kRows][dy * K + dx];
     for (int64_t v = 0; v < cut.whole; ++v, from += kLanes<A>, bits += K + 1) {
       store(to + slot * kLanes<A>, load_lanes<Vector<A>>(from, *bits & all));
       to += kRows * kTaps * kLanes<A>;
@@ -316,14 +353,6 @@ struct Tile {
       }
     }
   }
-
-  // When `sweep` uses the tap (dy, dx) of a strip's row r.
-  static int64_t slot(int64_t r, int64_t dy, int64_t dx) {
-    int64_t before = dx * K * kRows;
-    for (int64_t y = 0; y < r + dy; ++y) before += rows_using(y);
-    return before + r - most(0, r + dy - K + 1);
-  }
-  static int64_t rows_using(int64_t y) { return least(y, kRows - 1) - most(0, y - K + 1) + 1; }
 
   // C of channels first .. last, in place if it is as `sweep` wants it.
   const A* load_numbers(int64_t first, int64_t last) {
@@ -364,8 +393,8 @@ struct Tile {
     for (int i = 0; i < kCount; ++i) {
       const int64_t one = least(c + i, last - 1);
       group.numbers[i] = channel + (one - first) * kTaps;
-      group.in[i] = in ? one - c : one;
-      group.out[i] = out ? one - c : one;
+      group.in[i] = (in ? (one - c) * in_size() : one * source.stride[1]) * int64_t{sizeof(A)};
+      group.out[i] = (out ? (one - c) * out_size() : one * target.stride[1]) * int64_t{sizeof(A)};
     }
     return group;
   }
