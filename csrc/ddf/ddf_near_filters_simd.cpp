@@ -11,11 +11,13 @@
 //
 // The sums of all taps stay in registers (k = 3), or those of a column of taps (k = 5, 7), which
 // then takes k passes over rows in the first-level cache. A loaded row of F serves several rows of
-// g, as in ddf_near_simd.cpp: four for grad_C, whose lanes are added up at the end; two for grad_S,
-// where a row of pixels has sums of its own, of which 18 are registers of 16 lanes at k = 3.
+// g, as in ddf_near_simd.cpp: four for grad_C, of two channels that share S, whose lanes are added
+// up at the end; two for grad_S, where a row of pixels has sums of its own, of which 18 are
+// registers of 16 lanes at k = 3.
 //
 //   grad_C   an item is a block of channels: one thread sums a channel's plane. S is packed in the
-//            order of its use and stays in the first-level cache while they pass.
+//            order of its use and read from the second-level cache by each pair of channels: the
+//            sums of a pair are loaded and stored once for many strips.
 //   grad_S   an item is a few rows: one thread sums their channels, a block of them at a time.
 //
 // Where channels are adjacent they are the lanes (k = 3, float32) and both gradients come from one
@@ -33,12 +35,11 @@
 namespace ddf::near::filters {
 namespace {
 
-constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
-constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
-constexpr int64_t kSumBytes = 64 << 10;      // of grad_S of an item
-constexpr int64_t kReducedChannels = 16;     // of an item of grad_C: they share a segment
-constexpr int64_t kBlock = 16;               // channels between a load and a store of grad_S
-constexpr int64_t kItems = 16;               // of grad_S in a plane that has the rows for it
+constexpr int64_t kTileBytes = 128 << 10;  // S of a tile, packed: in a second-level cache
+constexpr int64_t kSumBytes = 64 << 10;    // of grad_S of an item
+constexpr int64_t kReducedChannels = 16;   // of an item of grad_C
+constexpr int64_t kBlock = 16;             // channels between a load and a store of grad_S
+constexpr int64_t kItems = 16;             // of grad_S in a plane that has the rows for it
 
 // Columns of taps whose sums are in registers, and rows that are summed together.
 template <int K>
@@ -104,9 +105,11 @@ struct Planes {
 
   Row<A> row(int64_t y) const {
     if (y < 0 || y >= p.height) return {zeros + x0, 0};
-    if (copy) return {copy + (y - y0 + pad) * p.width + x0, rows * p.width};
-    return {plain_at<T>(view, n, first, y, x0), view.stride[1]};
+    if (copy) return {copy + (y - y0 + pad) * p.width + x0, step()};
+    return {plain_at<T>(view, n, first, y, x0), step()};
   }
+
+  int64_t step() const { return copy ? rows * p.width : view.stride[1]; }
 };
 
 // How planes are cut into tiles.
@@ -131,71 +134,98 @@ inline __attribute__((always_inline)) void store_all(A* to, const V* from, int c
 
 // ---- gradient of the channel filter ----
 
+// Channels that share the loads of S.
+constexpr int kTogether = kManyRegisters ? 2 : 1;
+
 template <typename A, int K, int kRows>
 struct Strip {
-  Row<A> in[kRows + K - 1], out[kRows];
+  Rows<kRows + K - 1> in;
+  Rows<kRows> out;
   const A* spatial;  // packed: by group of columns, by vector, in the order of `add_to_taps`
 };
 
+// Channels that go together: their sums, and where their planes lie, in bytes from those of the
+// first of their block. From there to the next channels' it is `next` elements.
+template <typename A>
+struct Group {
+  A* sums[kTogether];
+  int64_t in[kTogether], out[kTogether];
+  int64_t next_in, next_out;
+};
+
 // One vector of each row of a strip, for the columns of taps from `dx` on.
-template <typename V, int K, int kRows, bool kAdd, bool kMasked, typename A>
-inline __attribute__((always_inline)) void add_to_taps(V* sum, const A* const* in,
-                                                       const A* const* out, const A* spatial,
-                                                       const LaneBits* masks, int64_t x,
-                                                       int64_t dx) {
-  V g[kRows];
+template <typename V, int K, int kRows, bool kAdd, bool kMasked, int kSums, typename A>
+inline __attribute__((always_inline)) void add_to_taps(
+    V (&sum)[kTogether][kSums], const A* const (*in)[Rows<kRows + K - 1>::kRoom * 8],
+    const A* const (*out)[Rows<kRows>::kRoom * 8], const A* spatial, const LaneBits* masks,
+    int64_t x, int64_t dx) {
+  V g[kTogether][kRows];
   DDF_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    g[r] = kMasked ? load_lanes<V>(out[r] + x, masks[K]) : load_as<V>(out[r] + x);
+  for (int i = 0; i < kTogether * kRows; ++i) {
+    const A* from = out[i / kRows][i % kRows] + x;
+    g[i / kRows][i % kRows] = kMasked ? load_lanes<V>(from, masks[K]) : load_as<V>(from);
   }
   DDF_UNROLL
   for (int y = 0; y < kRows + K - 1; ++y) {
     DDF_UNROLL
-    for (int i = 0; i < kColumns<K>; ++i) {
-      const A* from = in[y] + x + dx + i - K / 2;
-      V f = kMasked ? load_lanes<V>(from, masks[dx + i]) : load_as<V>(from);
-      keep(f);
+    for (int column = 0; column < kColumns<K>; ++column) {
+      V f[kTogether];
+      DDF_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        const A* from = in[i][y] + x + dx + column - K / 2;
+        f[i] = kMasked ? load_lanes<V>(from, masks[dx + column]) : load_as<V>(from);
+        keep(f[i]);
+      }
       DDF_UNROLL
       for (int r = 0; r < kRows; ++r) {
         if (y < r || y - r >= K) continue;
-        V& to = sum[(y - r) * kColumns<K> + i];
-        if (kAdd) {
-          to += g[r] * f;
-        } else {
-          to += g[r] * f * load_as<V>(spatial);
+        V s = {};
+        if constexpr (!kAdd) {
+          s = load_as<V>(spatial);
+          if (kTogether > 1) keep(s);
           spatial += sizeof(V) / sizeof(A);
+        }
+        DDF_UNROLL
+        for (int i = 0; i < kTogether; ++i) {
+          const V product = g[i][r] * f[i];
+          sum[i][(y - r) * kColumns<K> + column] += kAdd ? product : product * s;
         }
       }
     }
   }
 }
 
-// Adds what strips of the channel `c` of a block give to its sums: whole vectors for each tap, then
-// half ones.
+// Adds what strips give to the sums of these channels: whole vectors for each tap, then half ones.
 template <typename A, int K, int kRows, bool kAdd>
-DDF_APART void sweep_taps(A* sums, const Strip<A, K, kRows>* begin, const Strip<A, K, kRows>* end,
-                          int64_t c, const Cut& cut) {
+DDF_APART void sweep_taps(const Group<A>& group, const Strip<A, K, kRows>* begin,
+                          const Strip<A, K, kRows>* end, const Cut& cut) {
   constexpr int kSums = K * kColumns<K>;
   constexpr int64_t kSlots = kRows * kSums;
-  A* halves = sums + K * K * kLanes<A>;
   for (int64_t dx = 0; dx < K; dx += kColumns<K>) {
-    Vector<A> sum[kSums];
-    load_all(sum, sums, kSums);
+    Vector<A> sum[kTogether][kSums];
+    DDF_UNROLL
+    for (int i = 0; i < kTogether; ++i) load_all(sum[i], group.sums[i] + dx * K * kLanes<A>, kSums);
     for (const Strip<A, K, kRows>* strip = begin; strip < end; ++strip) {
-      const A *in[kRows + K - 1], *out[kRows];
+      alignas(64) const A* in[kTogether][Rows<kRows + K - 1>::kRoom * 8];
+      alignas(64) const A* out[kTogether][Rows<kRows>::kRoom * 8];
       DDF_UNROLL
-      for (int y = 0; y < kRows + K - 1; ++y) in[y] = strip->in[y].data + c * strip->in[y].step;
-      DDF_UNROLL
-      for (int r = 0; r < kRows; ++r) out[r] = strip->out[r].data + c * strip->out[r].step;
+      for (int i = 0; i < kTogether; ++i) {
+        strip->in.of(group.in[i], in[i]);
+        strip->out.of(group.out[i], out[i]);
+      }
+      asm("" : "+m"(in), "+m"(out));  // see ddf_near_simd.cpp
       const A* spatial = strip->spatial + dx / kColumns<K> * kSlots * cut.template lanes<A>();
       const LaneBits* masks = cut.masks;
       int64_t x = 0;
       const auto vectors = [&](int64_t last, auto masked) __attribute__((always_inline)) {
         for (; x < last; x += kLanes<A>, spatial += kSlots * kLanes<A>, masks += K + 1) {
-          DDF_UNROLL
-          for (int y = K / 2; y < kRows + K / 2; ++y) {
-            __builtin_prefetch(in[y] + x + strip->in[y].step);
-            __builtin_prefetch(out[y - K / 2] + x + strip->out[y - K / 2].step);
+          if (cut.ahead) {
+            DDF_UNROLL
+            for (int i = 0; i < kTogether * kRows; ++i) {
+              const int r = i % kRows;
+              __builtin_prefetch(in[i / kRows][r + K / 2] + x + group.next_in);
+              __builtin_prefetch(out[i / kRows][r] + x + group.next_out);
+            }
           }
           add_to_taps<Vector<A>, K, kRows, kAdd, decltype(masked)::value>(sum, in, out, spatial,
                                                                           masks, x, dx);
@@ -208,16 +238,20 @@ DDF_APART void sweep_taps(A* sums, const Strip<A, K, kRows>* begin, const Strip<
       vectors(cut.whole * kLanes<A>, Masked<true>{});
       if constexpr (kHalves) {
         if (cut.half) {
-          HalfVector<A> half[kSums];
-          load_all(half, halves, kSums);
+          const int64_t at = K * K * kLanes<A> + dx * K * (kLanes<A> / 2);
+          HalfVector<A> half[kTogether][kSums];
+          DDF_UNROLL
+          for (int i = 0; i < kTogether; ++i) load_all(half[i], group.sums[i] + at, kSums);
           add_to_taps<HalfVector<A>, K, kRows, kAdd, true>(half, in, out, spatial, masks, x, dx);
-          store_all(halves, half, kSums);
+          DDF_UNROLL
+          for (int i = 0; i < kTogether; ++i) store_all(group.sums[i] + at, half[i], kSums);
         }
       }
     }
-    store_all(sums, sum, kSums);
-    sums += kSums * kLanes<A>;
-    halves += kSums * (kLanes<A> / 2);
+    DDF_UNROLL
+    for (int i = 0; i < kTogether; ++i) {
+      store_all(group.sums[i] + dx * K * kLanes<A>, sum[i], kSums);
+    }
   }
 }
 
@@ -253,13 +287,14 @@ struct ChannelGradient {
     tall = arena.take<Strip<A, K, kTallRows>>(tiles.rows / kTallRows);
     single = arena.take<Strip<A, K, 1>>(kTallRows);
     cut.masks = arena.take<LaneBits>(cut.vectors() * (K + 1));
+    cut.ahead = bytes<T>(p) >= kStreamedBytes;
   }
 
   static Tiles cut_tiles(const Params& p) {
     constexpr int64_t size = kTaps * static_cast<int64_t>(sizeof(A));  // of S of a pixel
     Tiles t;
-    t.columns = least(
-        p.width, round_up(even_part(p.width, 4 * kSegmentBytes / (kTallRows * size)), kLanes<A>));
+    t.columns = least(p.width,
+                      round_up(even_part(p.width, kTileBytes / 2 / (kTallRows * size)), kLanes<A>));
     t.rows =
         least(p.height, round_up(even_part(p.height, kTileBytes / (size * t.columns)), kTallRows));
     t.down = ceil_div(p.height, t.rows);
@@ -332,8 +367,9 @@ struct ChannelGradient {
 
   template <int kRows>
   void set_strip(Strip<A, K, kRows>& strip, int64_t y) {
-    for (int i = 0; i < kRows + K - 1; ++i) strip.in[i] = features.row(y0 + y + i - K / 2);
-    for (int r = 0; r < kRows; ++r) strip.out[r] = gradient.row(y0 + y + r);
+    const auto set = [](auto& rows, int i, Row<A> row) { rows.set(i, row.data, row.step != 0); };
+    for (int i = 0; i < kRows + K - 1; ++i) set(strip.in, i, features.row(y0 + y + i - K / 2));
+    for (int r = 0; r < kRows; ++r) set(strip.out, r, gradient.row(y0 + y + r));
     strip.spatial = spatial + y * kTaps * cut.template lanes<A>();
   }
 
@@ -346,18 +382,27 @@ struct ChannelGradient {
     for (int64_t i = 0; i < single_strips(); ++i) {
       set_strip(single[i], tall_strips() * kTallRows + i);
     }
-    const int64_t strip_bytes = kTallRows * kTaps * cut.template lanes<A>() * int64_t{sizeof(A)};
-    const int64_t step = most(1, kSegmentBytes / strip_bytes);
-    for (int64_t i = 0; i < tall_strips(); i += step) {
-      for (int64_t c = 0; c < channels; ++c) {
-        sweep_taps<A, K, kTallRows, kAdd>(sums + c * kSumsSize, tall + i,
-                                          tall + least(i + step, tall_strips()), c, cut);
-      }
+    for (int64_t c = 0; c < channels; c += kTogether) {
+      sweep_taps<A, K, kTallRows, kAdd>(group(c, channels), tall, tall + tall_strips(), cut);
     }
     if (single_strips() == 0) return;
-    for (int64_t c = 0; c < channels; ++c) {
-      sweep_taps<A, K, 1, kAdd>(sums + c * kSumsSize, single, single + single_strips(), c, cut);
+    for (int64_t c = 0; c < channels; c += kTogether) {
+      sweep_taps<A, K, 1, kAdd>(group(c, channels), single, single + single_strips(), cut);
     }
+  }
+
+  // Channels from `c` on, of which the last may stand twice, then with sums that nobody wants.
+  Group<A> group(int64_t c, int64_t channels) const {
+    Group<A> group;
+    for (int i = 0; i < kTogether; ++i) {
+      const int64_t one = least(c + i, channels - 1);
+      group.sums[i] = sums + (c + i) * kSumsSize;
+      group.in[i] = one * features.step() * int64_t{sizeof(A)};
+      group.out[i] = one * gradient.step() * int64_t{sizeof(A)};
+    }
+    group.next_in = kTogether * features.step();
+    group.next_out = kTogether * gradient.step();
+    return group;
   }
 
   void store_sums(int64_t n, int64_t first, int64_t channels) {
@@ -614,15 +659,24 @@ inline __attribute__((always_inline)) Vector<A> load_block(const A* from, LaneBi
   return kMasked ? load_lanes<Vector<A>>(from, bits) : load(from);
 }
 
-// kCount neighbours in a row and what their taps read.
+// Neighbours in a row and what their taps read.
 template <typename A>
 struct Window {
   const A* out;        // the gradient of the first
   const A* in[kSide];  // features, from one pixel left of the first on; null outside the plane
   const A* spatial;    // S, the taps of a pixel side by side
   int64_t out_step, in_step;      // from pixel to pixel
-  bool left, right;               // whether the columns beside the neighbours exist
   const A *out_ahead, *in_ahead;  // what is fetched for neighbours to come; null if nothing is
+  bool left, right;               // whether the columns beside the neighbours exist
+
+  void move(int64_t pixels) {
+    out += pixels * out_step;
+    for (int64_t i = 0; i < kSide; ++i) in[i] = in[i] ? in[i] + pixels * in_step : nullptr;
+    spatial += pixels * kWindow;
+    if (!out_ahead) return;
+    out_ahead += pixels * out_step;
+    in_ahead += pixels * in_step;
+  }
 };
 
 // What a vector of channels, the one at c, gives to the sums of pixels, in registers, and to its
@@ -720,37 +774,48 @@ struct BothGradients {
     const int64_t first = part * rows(p), last = least(first + rows(p), p.height);
     for (int64_t y = first; y < last; ++y) {
       load_spatial(y);
+      Window<A> here = window(y);
       for (int64_t x = 0; x < p.width; x += kLanes<A>) {
         const int64_t end = least(x + kLanes<A>, p.width);
         for (int64_t c = 0; c < p.channels; c += kBlockVectors * kLanes<A>) {
+          Window<A> w = here;
           int64_t at = x;
-          for (; at + kPixels <= end; at += kPixels) add<kPixels, kAdd>(channel_sums, y, at, c);
-          for (; at < end; ++at) add<1, kAdd>(channel_sums, y, at, c);
+          for (; at + kPixels <= end; at += kPixels) add<kPixels, kAdd>(channel_sums, w, at, c);
+          for (; at < end; ++at) add<1, kAdd>(channel_sums, w, at, c);
         }
+        here.move(end - x);
         if (p.grad_spatial.data) store_sums(y, x, end - x);
       }
     }
   }
 
-  // What the block of channels from `first` on gives to kCount neighbours and they to it.
-  template <int kCount, bool kAdd>
-  void add(A* channel_sums, int64_t y, int64_t x, int64_t first) {
+  // At the first pixel of a row.
+  Window<A> window(int64_t y) const {
     Window<A> w;
-    w.out = at<A>(p.out, n, 0, y, x);
+    w.out = at<A>(p.out, n, 0, y, 0);
     w.out_step = p.out.stride[3];
     w.in_step = p.features.stride[3];
-    w.spatial = spatial + x * kWindow;
-    w.left = x > 0;
-    w.right = x + kCount < p.width;
+    w.spatial = spatial;
     for (int64_t i = 0; i < kSide; ++i) {
       const bool exists = y + i >= 1 && y + i <= p.height;
-      w.in[i] = exists ? at<A>(p.features, n, 0, y + i - 1, x - 1) : nullptr;
+      w.in[i] = exists ? at<A>(p.features, n, 0, y + i - 1, -1) : nullptr;
     }
     w.out_ahead = w.in_ahead = nullptr;
     if (bytes<A>(p) >= kStreamedBytes) {
-      w.out_ahead = at<A>(p.out, n, 0, y, x + kAheadPixels);
-      w.in_ahead = at<A>(p.features, n, 0, least(y + 1, p.height - 1), x + 1 + kAheadPixels);
+      w.out_ahead = at<A>(p.out, n, 0, y, kAheadPixels);
+      w.in_ahead = at<A>(p.features, n, 0, least(y + 1, p.height - 1), 1 + kAheadPixels);
     }
+    return w;
+  }
+
+  // What the block of channels from `first` on gives to kCount neighbours and they to it. The
+  // window moves on.
+  template <int kCount, bool kAdd>
+  void add(A* channel_sums, Window<A>& moving, int64_t x, int64_t first) {
+    Window<A> w = moving;  // a copy that no store can change
+    moving.move(kCount);
+    w.left = x > 0;
+    w.right = x + kCount < p.width;
     Vector<A> sum[kCount * kWindow];
     A* const kept = sums + x % kLanes<A> * kLanes<A>;
     DDF_UNROLL

@@ -7,13 +7,14 @@
 // loads, S and F, so that loads, which cost double across a cache line, bind before arithmetic:
 // tiles are shaped to share them.
 //
-//   Tile     pixels are adjacent. S is packed in the order of its use, F and the output in place. A
-//            strip is one vector of 4 or 7 rows of two channels, which share S; with 16 registers
-//            of one. By columns of taps: a column of C is in registers, and a loaded row of F
-//            serves the k output rows around it. At k = 3 that is 135 loads for 252 operations.
-//            Seven rows divide the planes of networks that start at 224; where four leave fewer
-//            over it is four. An S that is one number goes into C before, which leaves the
-//            multiply-adds of a depthwise convolution with a filter for each sample.
+//   Tile     pixels are adjacent. S is packed in the order of its use and read ahead from the
+//            second-level cache by each group of channels, F and the output in place. A strip is
+//            one vector of 4 or 7 rows of two channels, which share S; with 16 registers of one. By
+//            columns of taps: a column of C is in registers, and a loaded row of F serves the k
+//            output rows around it. At k = 3 that is 135 loads for 252 operations. Seven rows
+//            divide the planes of networks that start at 224; where four leave fewer over it is
+//            four. An S that is one number goes into C before, which leaves the multiply-adds of a
+//            depthwise convolution with a filter for each sample.
 //   Pixels   channels are adjacent. Two rows of four neighbours go together, with 16 registers one
 //            row: the rows of C that a row of F meets are in registers, and each F is loaded once.
 //            S is numbers in memory, of which a multiplication takes one at no cost of a load of a
@@ -32,37 +33,11 @@
 namespace ddf::near {
 namespace {
 
-constexpr int64_t kTileBytes = 128 << 10;    // S of a tile, packed: half of a second-level cache
-constexpr int64_t kSegmentBytes = 16 << 10;  // S of a segment: half of a first-level cache
-constexpr int64_t kChannelBlock = 8;         // channels of an item: they share a segment
+constexpr int64_t kTileBytes = 128 << 10;  // S of a tile, packed: in a second-level cache
+constexpr int64_t kChannelBlock = 8;       // channels of an item
 
 // What a tap multiplies F by: S and C combined, or the number that is left where S went into C.
 enum class Factor { mul, add, number };
-
-// Addresses of rows, those of a channel's first plane and as many bytes further on as a channel
-// lies; rows that all channels share stay where they are.
-template <int kCount>
-struct Rows {
-  static constexpr int kRoom = (kCount + 7) / 8;
-  typedef int64_t Eight __attribute__((vector_size(64)));
-
-  Eight address[kRoom];
-  Eight moves[kRoom];  // all ones where channels have their own
-
-  void set(int64_t i, const void* row, bool of_channel) {
-    address[i / 8][i % 8] = reinterpret_cast<int64_t>(row);
-    moves[i / 8][i % 8] = of_channel ? -1 : 0;
-  }
-  template <typename A>
-  void of(int64_t bytes, A* (&to)[kRoom * 8]) const {
-    static_assert(sizeof(A*) == 8, "an address is as wide as a lane");
-    DDF_UNROLL
-    for (int i = 0; i < kRoom; ++i) {
-      const Eight moved = address[i] + (moves[i] & bytes);
-      memcpy(to + i * 8, &moved, sizeof(moved));
-    }
-  }
-};
 
 // kRows rows of targets, and the rows of the source that they read.
 template <typename A, int K, int kRows>
@@ -163,8 +138,8 @@ inline __attribute__((always_inline)) void step(
   }
 }
 
-// Computes strips of a group of channels. What is too large for the caches is fetched ahead, `next`
-// elements further on: of each strip the rows that none before has seen.
+// Computes strips of a group of channels. What is too large for the caches is fetched ahead: the
+// next channels', `next` elements further on, of each strip the rows that none before has read.
 template <typename A, int K, int kRows, Factor kFactor, int kCount = kTogether<kFactor>>
 DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
                      const Group<A, kCount>& group, int64_t next) {
@@ -257,7 +232,7 @@ struct Tile {
         source(backward ? p.out : p.features),
         target(backward ? p.grad_features : p.out) {
     constexpr int64_t size = kTaps * static_cast<int64_t>(sizeof(A));  // of S of a pixel
-    columns = even_part(p.width, 4 * kSegmentBytes / (kRows * size));
+    columns = even_part(p.width, kTileBytes / 2 / (kRows * size));
     if (columns < p.width) columns = least(p.width, round_up(columns, kLanes<A>));
     rows = round_up(even_part(p.height, kTileBytes / (size * columns)), kRows);
     down = ceil_div(p.height, rows);
@@ -399,28 +374,16 @@ struct Tile {
     return group;
   }
 
-  // The targets of channels first .. last. They go through the tile strip by strip together, so
-  // that S of a strip is read from the first-level cache, unless that holds S of the whole tile.
+  // The targets of channels first .. last.
   void run(int64_t first, int64_t last) {
     const A* channel = load_numbers(first, last);
     const int64_t used = ceil_div(least(rows, p.height - y0), kRows);
-    const int64_t bytes = kPacked ? used * kRows * kTaps * lanes() * int64_t{sizeof(A)} : 0;
-    const bool whole = bytes <= kSegmentBytes || in || out;
-    const int64_t step = whole ? used : 1, together = whole ? kCount : last - first;
-    const int64_t across = kCount * source.stride[1];
-    const int64_t down =
-        kRows * source.stride[2] + across - round_up(together, kCount) * source.stride[1];
-    for (int64_t begin = first; begin < last; begin += together) {
-      const int64_t end = least(begin + together, last);
-      for (int64_t c = begin; in && c < end; ++c) load_source(c, in + (c - begin) * in_size());
-      for (int64_t i = 0; i < used; i += step) {
-        for (int64_t c = begin; c < end; c += kCount) {
-          const bool turns = !whole && c + kCount >= end;
-          sweep<A, K, kRows, kFactor>(strips + i, strips + i + step, cut,
-                                      group(c, first, end, channel), turns ? down : across);
-        }
-      }
-      for (int64_t c = begin; out && c < end; ++c) store_target(c, out + (c - begin) * out_size());
+    for (int64_t c = first; c < last; c += kCount) {
+      const int64_t count = least(kCount, last - c);
+      for (int64_t i = 0; in && i < count; ++i) load_source(c + i, in + i * in_size());
+      sweep<A, K, kRows, kFactor>(strips, strips + used, cut, group(c, first, last, channel),
+                                  kCount * source.stride[1]);
+      for (int64_t i = 0; out && i < count; ++i) store_target(c + i, out + i * out_size());
     }
   }
 };

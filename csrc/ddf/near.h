@@ -101,6 +101,31 @@ Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int6
   return reinterpret_cast<Accumulator<T>*>(at<T>(view, a, b, c, d));
 }
 
+// Addresses of rows, those of a channel's first plane and as many bytes further on as a channel
+// lies; rows that all channels share stay where they are.
+template <int kCount>
+struct Rows {
+  static constexpr int kRoom = (kCount + 7) / 8;
+  typedef int64_t Eight __attribute__((vector_size(64)));
+
+  Eight address[kRoom];
+  Eight moves[kRoom];  // all ones where channels have their own
+
+  void set(int64_t i, const void* row, bool of_channel) {
+    address[i / 8][i % 8] = reinterpret_cast<int64_t>(row);
+    moves[i / 8][i % 8] = of_channel ? -1 : 0;
+  }
+  template <typename A>
+  void of(int64_t bytes, A* (&to)[kRoom * 8]) const {
+    static_assert(sizeof(A*) == 8, "an address is as wide as a lane");
+    DDF_UNROLL
+    for (int i = 0; i < kRoom; ++i) {
+      const Eight moved = address[i] + (moves[i] & bytes);
+      memcpy(to + i * 8, &moved, sizeof(moved));
+    }
+  }
+};
+
 // C of kLanes channels from c on, a vector for each tap.
 template <typename T>
 void load_channels(Accumulator<T>* to, const Params& p, int64_t n, int64_t c) {
