@@ -38,8 +38,11 @@ namespace {
 constexpr int64_t kTileBytes = 128 << 10;  // S of a tile, packed: in a second-level cache
 constexpr int64_t kSumBytes = 64 << 10;    // of grad_S of an item
 constexpr int64_t kReducedChannels = 16;   // of an item of grad_C
-constexpr int64_t kBlock = 16;             // channels between a load and a store of grad_S
 constexpr int64_t kItems = 16;             // of grad_S in a plane that has the rows for it
+
+// Channels between a load and a store of grad_S: in place, or where their planes are copied or
+// several passes find them in the first-level cache.
+constexpr int64_t kLongBlock = 64, kShortBlock = 16;
 
 // Columns of taps whose sums are in registers, and rows that are summed together.
 template <int K>
@@ -537,6 +540,7 @@ struct SpatialGradient {
   static constexpr int kRows = kWideRows<K>;
 
   const Params& p;
+  const int64_t block;
   Tiles tiles;
   Cut cut;
 
@@ -548,14 +552,16 @@ struct SpatialGradient {
 
   SpatialGradient(const Params& p, Arena& arena)
       : p(p),
+        block(kColumns<K> == K && plain<T>(p.features) && plain<T>(p.out) ? kLongBlock
+                                                                          : kShortBlock),
         tiles(cut_tiles(p)),
         cut(ChannelGradient<T, K>::whole_and_half(tiles.columns)),
         zeros(arena.take<A>(p.width)),
         sums(arena.take<A>(kTaps * tiles.rows * cut.template lanes<A>())),
         row(arena.take<A>(cut.template lanes<A>())),
-        numbers(arena.take<A>(kBlock * kTaps)),
-        features(p, p.features, K / 2, tiles.rows, kBlock, zeros, arena),
-        gradient(p, p.out, 0, tiles.rows, kBlock, zeros, arena) {
+        numbers(arena.take<A>(block * kTaps)),
+        features(p, p.features, K / 2, tiles.rows, block, zeros, arena),
+        gradient(p, p.out, 0, tiles.rows, block, zeros, arena) {
     cut.masks = arena.take<LaneBits>(cut.vectors() * (K + 1));
   }
 
@@ -588,8 +594,8 @@ struct SpatialGradient {
     const int64_t height = least(tiles.rows, p.height - y0);
     cut.template set<A, K>(x0, tiles.columns, p.width);
     clear(sums, kTaps * tiles.rows * cut.template lanes<A>());
-    for (int64_t first = 0; first < p.channels; first += kBlock) {
-      const int64_t channels = least(kBlock, p.channels - first);
+    for (int64_t first = 0; first < p.channels; first += block) {
+      const int64_t channels = least(block, p.channels - first);
       features.move_to(n, first, channels, y0, x0, tiles.columns);
       gradient.move_to(n, first, channels, y0, x0, tiles.columns);
       const A* channel = load_numbers(n, first, channels);
