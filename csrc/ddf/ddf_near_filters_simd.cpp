@@ -21,11 +21,11 @@
 //   grad_S   an item is a few rows: one thread sums their channels, a block of them at a time.
 //
 // Where channels are adjacent they are the lanes (k = 3, float32) and both gradients come from one
-// pass: a product of g and F serves both, 54 operations for two neighbours and a vector of channels
-// instead of 72. Sums over channels are registers, sums over pixels are in the first-level cache,
-// loaded and stored once for the two: 50 loads, of them 18 of one number of S, and 9 stores. An
-// item is a part of the rows of a plane and has sums over pixels of its own, which are added up in
-// order.
+// pass: a product of g and F serves both, 3 operations a tap instead of 4. A row of taps of four
+// neighbours at a time: sums over channels are registers, sums over pixels, with C a third of both
+// at a time, are in the first-level cache, loaded and stored once for the four: 28 loads, of them
+// 12 of one number of S, and 3 stores for 36 operations. An item is a part of the rows of a plane
+// and has sums over pixels of its own, which are added up in order.
 //
 // Each sum is taken in an order that the shape alone decides, so that the same bits come out for
 // any number of threads.
@@ -654,77 +654,54 @@ Job grad_spatial_job(const Params& p) {
 // ---- both where channels are adjacent, k = 3: they are the lanes ----
 
 constexpr int64_t kSide = 3, kWindow = kSide * kSide;
-constexpr int kPixels =
-    kManyRegisters ? 2 : 1;            // neighbours whose sums over channels are registers
-constexpr int64_t kBlockVectors = 16;  // of channels: half of a first-level cache for C and sums
-constexpr int64_t kAheadPixels = 4;    // fetched ahead
-constexpr int64_t kParts = 16;         // of a plane that has the rows for it; each has its own sums
+constexpr int kPixels = kManyRegisters ? 4 : 2;  // neighbours whose sums are registers
+constexpr int64_t kParts = 16;  // of a plane that has the rows for it; each has its own sums
 
 template <bool kMasked, typename A>
 inline __attribute__((always_inline)) Vector<A> load_block(const A* from, LaneBits bits) {
   return kMasked ? load_lanes<Vector<A>>(from, bits) : load(from);
 }
 
-// Neighbours in a row and what their taps read.
-template <typename A>
+// kCount neighbours in a row and what a row of their taps reads.
+template <typename A, int kCount>
 struct Window {
-  const A* out;        // the gradient of the first
-  const A* in[kSide];  // features, from one pixel left of the first on; null outside the plane
-  const A* spatial;    // S, the taps of a pixel side by side
-  int64_t out_step, in_step;      // from pixel to pixel
-  const A *out_ahead, *in_ahead;  // what is fetched for neighbours to come; null if nothing is
-  bool left, right;               // whether the columns beside the neighbours exist
-
-  void move(int64_t pixels) {
-    out += pixels * out_step;
-    for (int64_t i = 0; i < kSide; ++i) in[i] = in[i] ? in[i] + pixels * in_step : nullptr;
-    spatial += pixels * kWindow;
-    if (!out_ahead) return;
-    out_ahead += pixels * out_step;
-    in_ahead += pixels * in_step;
-  }
+  const A* out[kCount];                   // the gradient
+  const A* features[kCount + kSide - 1];  // from one pixel left of the first on; zeros outside
+  const A* ahead = nullptr;               // pixels that are fetched ahead, if any
+  int64_t ahead_step = 0;
 };
 
 // What a vector of channels, the one at c, gives to the sums of pixels, in registers, and to its
-// own. `channel` and `sums` have a vector for each tap.
+// own. `channel` and `sums` have a vector for each tap of the row, `spatial` is S, the taps of a
+// pixel side by side.
 template <int kCount, bool kAdd, bool kMasked, typename A>
-inline __attribute__((always_inline)) void add_to_both(Vector<A>* pixel_sums, A* sums,
-                                                       const A* channel, const Window<A>& w,
+inline __attribute__((always_inline)) void add_to_both(Vector<A> (&pixel_sums)[kCount][kSide],
+                                                       A* sums, const A* channel,
+                                                       const Window<A, kCount>& w, const A* spatial,
                                                        int64_t c, LaneBits bits) {
-  if (w.out_ahead) {
+  if (w.ahead) {
     DDF_UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      __builtin_prefetch(w.out_ahead + i * w.out_step + c);
-      __builtin_prefetch(w.in_ahead + i * w.in_step + c);
-    }
+    for (int i = 0; i < kCount; ++i) __builtin_prefetch(w.ahead + i * w.ahead_step + c, 0, 2);
   }
-  Vector<A> g[kCount];
+  Vector<A> number[kSide], sum[kSide], f[kCount + kSide - 1];
+  load_all(number, channel, kSide);
+  load_all(sum, sums, kSide);
   DDF_UNROLL
-  for (int i = 0; i < kCount; ++i) g[i] = load_block<kMasked>(w.out + i * w.out_step + c, bits);
-  DDF_UNROLL
-  for (int y = 0; y < kSide; ++y) {
-    if (!w.in[y]) continue;
-    Vector<A> f[kCount + kSide - 1];
-    DDF_UNROLL
-    for (int i = 0; i < kCount + kSide - 1; ++i) {
-      const bool exists = (i > 0 || w.left) && (i < kCount + kSide - 2 || w.right);
-      f[i] = exists ? load_block<kMasked>(w.in[y] + i * w.in_step + c, bits) : Vector<A>{};
-      keep(f[i]);
-    }
+  for (int i = 0; i < kCount + kSide - 1; ++i) {
+    f[i] = load_block<kMasked>(w.features[i] + c, bits);
+    keep(f[i]);
+    if (i < kSide - 1) continue;
+    const int pixel = i - (kSide - 1);
+    Vector<A> g = load_block<kMasked>(w.out[pixel] + c, bits);
+    keep(g);
     DDF_UNROLL
     for (int x = 0; x < kSide; ++x) {
-      const int tap = y * kSide + x;
-      Vector<A> number = load(channel + tap * kLanes<A>), sum = load(sums + tap * kLanes<A>);
-      if (!kAdd) keep(number);
-      DDF_UNROLL
-      for (int i = 0; i < kCount; ++i) {
-        const Vector<A> product = g[i] * f[i + x];
-        pixel_sums[i * kWindow + tap] += kAdd ? product : product * number;
-        sum += kAdd ? product : product * w.spatial[i * kWindow + tap];
-      }
-      store(sums + tap * kLanes<A>, sum);
+      const Vector<A> product = g * f[pixel + x];
+      pixel_sums[pixel][x] += kAdd ? product : product * number[x];
+      sum[x] += kAdd ? product : product * spatial[pixel * kWindow + x];
     }
   }
+  store_all(sums, sum, kSide);
 }
 
 // A thread's part of both gradients: rows of a plane.
@@ -735,6 +712,7 @@ struct BothGradients {
   A* spatial;  // a row of S, the taps of a pixel side by side
   A* sums;     // of kLanes pixels over channels: for each tap a vector for each pixel
   A* row;      // of results
+  A* zeros;    // a pixel outside the plane
   int64_t n = -1;
 
   BothGradients(const Params& p, Arena& arena) : p(p) {
@@ -742,6 +720,7 @@ struct BothGradients {
     spatial = arena.take<A>(p.width * kWindow);
     sums = arena.take<A>(kWindow * kLanes<A> * kLanes<A>);
     row = arena.take<A>(kLanes<A>);
+    zeros = arena.take<A>(p.channels);
   }
 
   // Of C of a sample, in whole vectors.
@@ -773,6 +752,8 @@ struct BothGradients {
     }
   }
 
+  // By rows of taps, so that C and the sums of channels, a third of them at a time, stay in the
+  // first-level cache.
   template <bool kAdd>
   void run(int64_t part) {
     A* const channel_sums = static_cast<A*>(p.work) + (n * parts(p) + part) * numbers(p);
@@ -780,72 +761,63 @@ struct BothGradients {
     const int64_t first = part * rows(p), last = least(first + rows(p), p.height);
     for (int64_t y = first; y < last; ++y) {
       load_spatial(y);
-      Window<A> here = window(y);
       for (int64_t x = 0; x < p.width; x += kLanes<A>) {
         const int64_t end = least(x + kLanes<A>, p.width);
-        for (int64_t c = 0; c < p.channels; c += kBlockVectors * kLanes<A>) {
-          Window<A> w = here;
+        for (int64_t dy = 0; dy < kSide; ++dy) {
+          if (y + dy < 1 || y + dy > p.height) {
+            clear(pixel_sums(dy, 0), kSide * kLanes<A> * kLanes<A>);
+            continue;
+          }
           int64_t at = x;
-          for (; at + kPixels <= end; at += kPixels) add<kPixels, kAdd>(channel_sums, w, at, c);
-          for (; at < end; ++at) add<1, kAdd>(channel_sums, w, at, c);
+          for (; at + kPixels <= end; at += kPixels) add<kPixels, kAdd>(channel_sums, y, dy, at);
+          for (; at + 2 <= end; at += 2) add<2, kAdd>(channel_sums, y, dy, at);
+          for (; at < end; ++at) add<1, kAdd>(channel_sums, y, dy, at);
         }
-        here.move(end - x);
         if (p.grad_spatial.data) store_sums(y, x, end - x);
       }
     }
   }
 
-  // At the first pixel of a row.
-  Window<A> window(int64_t y) const {
-    Window<A> w;
-    w.out = at<A>(p.out, n, 0, y, 0);
-    w.out_step = p.out.stride[3];
-    w.in_step = p.features.stride[3];
-    w.spatial = spatial;
-    for (int64_t i = 0; i < kSide; ++i) {
-      const bool exists = y + i >= 1 && y + i <= p.height;
-      w.in[i] = exists ? at<A>(p.features, n, 0, y + i - 1, -1) : nullptr;
-    }
-    w.out_ahead = w.in_ahead = nullptr;
-    if (bytes<A>(p) >= kStreamedBytes) {
-      w.out_ahead = at<A>(p.out, n, 0, y, kAheadPixels);
-      w.in_ahead = at<A>(p.features, n, 0, least(y + 1, p.height - 1), 1 + kAheadPixels);
-    }
-    return w;
+  // Of the taps of row dy over channels, for the pixel at x: for each tap a vector, those of the
+  // next pixel beside it.
+  A* pixel_sums(int64_t dy, int64_t x) const {
+    return sums + kLanes<A> * (dy * kSide * kLanes<A> + x % kLanes<A>);
   }
 
-  // What the block of channels from `first` on gives to kCount neighbours and they to it. The
-  // window moves on.
+  // What channels give to kCount neighbours and they to the channels, by a row of taps.
   template <int kCount, bool kAdd>
-  void add(A* channel_sums, Window<A>& moving, int64_t x, int64_t first) {
-    Window<A> w = moving;  // a copy that no store can change
-    moving.move(kCount);
-    w.left = x > 0;
-    w.right = x + kCount < p.width;
-    Vector<A> sum[kCount * kWindow];
-    A* const kept = sums + x % kLanes<A> * kLanes<A>;
+  DDF_APART void add(A* channel_sums, int64_t y, int64_t dy, int64_t x) const {
+    Window<A, kCount> w;
+    for (int i = 0; i < kCount; ++i) w.out[i] = at<A>(p.out, n, 0, y, x + i);
+    for (int i = 0; i < kCount + kSide - 1; ++i) {
+      const int64_t from = x + i - 1;
+      const bool exists = from >= 0 && from < p.width;
+      w.features[i] = exists ? at<A>(p.features, n, 0, y + dy - 1, from) : zeros;
+    }
+    if (bytes<A>(p) >= kStreamedBytes && dy < 2) {
+      // what the next kLanes pixels are the first to read: their gradients, and the row below them
+      const View& view = dy == 0 ? p.out : p.features;
+      w.ahead = at<A>(view, n, 0, dy == 0 ? y : least(y + 1, p.height - 1), x + kLanes<A>);
+      w.ahead_step = view.stride[3];
+    }
+    Vector<A> sum[kCount][kSide] = {};
+    const LaneBits some =
+        inside(p.channels - 1 - (p.channels - 1) % kLanes<A>, 0, p.channels, kLanes<A>);
+    A* to = channel_sums + dy * kSide * kLanes<A>;
+    const A* numbers = channel + dy * kSide * kLanes<A>;
+    const A* s = spatial + x * kWindow + dy * kSide;
+    int64_t c = 0;
+    for (; c + kLanes<A> <= p.channels; c += kLanes<A>) {
+      asm("" : "+r"(s));  // else the compiler keeps an address for each number
+      add_to_both<kCount, kAdd, false>(sum, to + c * kWindow, numbers + c * kWindow, w, s, c, 0);
+    }
+    if (c < p.channels) {
+      add_to_both<kCount, kAdd, true>(sum, to + c * kWindow, numbers + c * kWindow, w, s, c, some);
+    }
+    A* kept = pixel_sums(dy, x);
     DDF_UNROLL
-    for (int i = 0; i < kCount * kWindow; ++i) {
-      const A* from = kept + (i % kWindow * kLanes<A> + i / kWindow) * kLanes<A>;
-      sum[i] = first > 0 ? load(from) : Vector<A>{};
-    }
-    const int64_t last = least(first + kBlockVectors * kLanes<A>, p.channels);
-    int64_t c = first;
-    if constexpr (!kFreeMasks) {
-      for (; c + kLanes<A> <= last; c += kLanes<A>) {
-        add_to_both<kCount, kAdd, false>(sum, channel_sums + c * kWindow, channel + c * kWindow, w,
-                                         c, 0);
-      }
-    }
-    const LaneBits all = inside(0, 0, kLanes<A>, kLanes<A>);
-    const LaneBits some = inside(last - 1 - (last - 1) % kLanes<A>, 0, last, kLanes<A>);
-    for (; c < last; c += kLanes<A>) {
-      add_to_both<kCount, kAdd, true>(sum, channel_sums + c * kWindow, channel + c * kWindow, w, c,
-                                      c + kLanes<A> <= last ? all : some);
-    }
-    DDF_UNROLL
-    for (int i = 0; i < kCount * kWindow; ++i) {
-      store(kept + (i % kWindow * kLanes<A> + i / kWindow) * kLanes<A>, sum[i]);
+    for (int i = 0; i < kCount * kSide; ++i) {
+      store(kept + (i % kSide * kLanes<A> + i / kSide) * kLanes<A>, sum[i / kSide][i % kSide]);
     }
   }
 
@@ -863,6 +835,7 @@ template <typename A>
 void grad_both(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
   BothGradients<A> gradient(p, arena);
+  clear(gradient.zeros, p.channels);
   for (int64_t item = begin; item < end; ++item) {
     if (gradient.n != item / gradient.parts(p)) gradient.move_to(item / gradient.parts(p));
     if (p.combine == Combine::add) {
