@@ -166,6 +166,9 @@ class Case:
         ((1, 17, 14, 56), 3, Settings()),  # strips of seven rows, a half vector at the end
         ((1, 17, 13, 12), 7, Settings(combine="add")),
         ((1, 270, 33, 19), 3, Settings()),  # several blocks of channels, parts of several rows
+        ((1, 17, 3, 1801), 3, Settings()),  # several segments of a row
+        ((1, 16, 5, 21), 3, Settings()),  # seven neighbours, a row left over
+        ((1, 16, 4, 12), 7, Settings()),  # S in place, channels last
     ],
 )
 def test_shapes_at_the_edges_of_the_kernels(

@@ -35,6 +35,7 @@ namespace {
 
 constexpr int64_t kTileBytes = 128 << 10;  // S of a tile, packed: in a second-level cache
 constexpr int64_t kChannelBlock = 8;       // channels of an item
+constexpr int64_t kSegment = 896;          // pixels of a row made ready at once; 4 and 7 divide it
 
 // What a tap multiplies F by: S and C combined, or the number that is left where S went into C.
 enum class Factor { mul, add, number };
@@ -491,15 +492,16 @@ struct Pixels {
   const View &source, &target;
   const bool streamed;
   const int64_t ahead;    // how far the source is fetched ahead
-  const int64_t columns;  // of targets, with those that there are not
-  int64_t n = 0, y = 0;   // the sample, and the first row of targets
+  const int64_t columns;  // of a segment of targets, with those that there are not
+  int64_t n = 0;
+  int64_t y0 = 0, x0 = 0;  // where the segment begins
 
   A* channel;               // C, for each block of channels a vector for each tap
-  A* spatial;               // S of these rows where it is not used in place
+  A* spatial;               // S of the segment where it is not used in place
   T *zeros, *dump;          // a pixel outside the source; one of targets that there are not
-  const T** features;       // the pixels that the rows of targets read, by columns
-  T** out;                  // those of these rows, by columns
-  const A* numbers[kDown];  // S of these rows, pixel by pixel
+  const T** features;       // the pixels that the segment reads, by columns
+  T** out;                  // its own, by columns
+  const A* numbers[kDown];  // S of its rows, pixel by pixel
 
   Pixels(const Params& p, Arena& arena)
       : p(p),
@@ -508,7 +510,7 @@ struct Pixels {
         target(backward ? p.grad_features : p.out),
         streamed(streams<T>(p, target, p.channels)),
         ahead(bytes<T>(p) >= kStreamedBytes ? kAcross * source.stride[3] : 0),
-        columns(round_up(p.width, kAcross)) {
+        columns(least(kSegment, round_up(p.width, kAcross))) {
     channel = arena.take<A>(kTaps * round_up(p.channels, kLanes<A>));
     spatial = arena.take<A>(in_place() ? 0 : kDown * columns * kTaps);
     zeros = arena.take<T>(p.channels);
@@ -537,22 +539,29 @@ struct Pixels {
     store(b, first);
   }
 
-  // The addresses for the rows of targets from `y` on.
-  void set_rows() {
+  void move_to(int64_t y, int64_t x) {
+    y0 = y;
+    x0 = x;
+    set_addresses();
+    set_spatial();
+  }
+
+  void set_addresses() {
     for (int64_t i = 0; i < kHeight; ++i) {
-      const int64_t from_y = y + i - kPad;
-      const bool exists = from_y >= 0 && from_y < p.height;
-      const T* from = exists ? at<T>(source, n, 0, from_y, 0) : zeros;
+      const int64_t y = y0 + i - kPad;
+      const bool exists = y >= 0 && y < p.height;
+      const T* from = exists ? at<T>(source, n, 0, y, 0) : zeros;
       const int64_t step = exists ? source.stride[3] : 0;
       const T** to = features + i;
-      for (int64_t x = -kPad; x < columns + kPad; ++x, to += kHeight) {
+      for (int64_t x = x0 - kPad; x < x0 + columns + kPad; ++x, to += kHeight) {
         *to = x >= 0 && x < p.width ? from + x * step : zeros;
       }
     }
     for (int64_t i = 0; i < kDown; ++i) {
-      T* row = y + i < p.height ? at<T>(target, n, 0, y + i, 0) : nullptr;
-      for (int64_t x = 0; x < columns; ++x) {
-        out[x * kDown + i] = row && x < p.width ? row + x * target.stride[3] : dump;
+      T* row = y0 + i < p.height ? at<T>(target, n, 0, y0 + i, 0) : nullptr;
+      T** to = out + i;
+      for (int64_t x = x0; x < x0 + columns; ++x, to += kDown) {
+        *to = row && x < p.width ? row + x * target.stride[3] : dump;
       }
     }
   }
@@ -560,24 +569,24 @@ struct Pixels {
   template <bool kAdd>
   void run(int64_t x) const {
     const A* from[kDown];
-    for (int i = 0; i < kDown; ++i) from[i] = numbers[i] + x * kTaps;
-    sum_pixels<T, K, kAdd, kDown, kAcross>(features + x * kHeight, from, channel, out + x * kDown,
-                                           p.channels, streamed, ahead);
+    for (int i = 0; i < kDown; ++i) from[i] = numbers[i] + (x - x0) * kTaps;
+    sum_pixels<T, K, kAdd, kDown, kAcross>(features + (x - x0) * kHeight, from, channel,
+                                           out + (x - x0) * kDown, p.channels, streamed, ahead);
   }
 
   // Whether S lies as `sum_pixels` wants it.
   bool in_place() const {
     const int64_t* stride = p.spatial.stride;
     return sizeof(T) == sizeof(A) && !backward && stride[1] == 1 && stride[3] == kTaps &&
-           columns == p.width;
+           p.width % kAcross == 0;
   }
 
   // What the pixels multiply their taps by.
   void set_spatial() {
     for (int64_t i = 0; i < kDown; ++i) {
-      const int64_t at_y = least(y + i, p.height - 1);
+      const int64_t at_y = least(y0 + i, p.height - 1);
       if (in_place()) {
-        numbers[i] = plain_at<T>(p.spatial, n, 0, at_y, 0);
+        numbers[i] = plain_at<T>(p.spatial, n, 0, at_y, x0);
         continue;
       }
       A* row = spatial + i * columns * kTaps;
@@ -590,11 +599,12 @@ struct Pixels {
   void pack_tap(A* to, int64_t at_y, int64_t j) const {
     const int64_t dy = backward ? j / K - kPad : 0, dx = backward ? j % K - kPad : 0;
     const bool exists = at_y + dy >= 0 && at_y + dy < p.height;
-    const int64_t first = exists ? most(0, -dx) : columns;
-    const int64_t last = exists ? least(p.width, p.width - dx) : columns;
+    const int64_t first = exists ? least(columns, most(0, -(x0 + dx))) : columns;
+    const int64_t last =
+        exists ? most(first, least(columns, p.width - (x0 + most(0, dx)))) : columns;
     const int64_t step = p.spatial.stride[3];
     for (int64_t x = 0; x < first; ++x) to[x * kTaps] = 0;
-    const T* from = at<T>(p.spatial, n, backward ? kTaps - 1 - j : j, at_y + dy, first + dx);
+    const T* from = at<T>(p.spatial, n, backward ? kTaps - 1 - j : j, at_y + dy, x0 + first + dx);
     for (int64_t x = first; x < last; ++x, from += step) to[x * kTaps] = load_one(from);
     for (int64_t x = last; x < columns; ++x) to[x * kTaps] = 0;
   }
@@ -614,10 +624,8 @@ void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
       pixels.n = n;
       pixels.load_channel();
     }
-    if (first || x == 0) {
-      pixels.y = item / across % down * kDown;
-      pixels.set_rows();
-      pixels.set_spatial();
+    if (first || x % kSegment == 0) {
+      pixels.move_to(item / across % down * kDown, x - x % kSegment);
     }
     pixels.template run<kAdd>(x);
   }
