@@ -33,7 +33,7 @@
 namespace ddf::near {
 namespace {
 
-constexpr int64_t kTileBytes = 128 << 10;  // S of a tile, packed: in a second-level cache
+constexpr int64_t kTileBytes = 384 << 10;  // S of a tile, packed: in a second-level cache of 1 MB
 constexpr int64_t kChannelBlock = 8;       // channels of an item
 constexpr int64_t kSegment = 896;          // pixels of a row made ready at once; 4 and 7 divide it
 
