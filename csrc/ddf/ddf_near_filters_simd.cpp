@@ -709,17 +709,17 @@ template <typename A>
 struct BothGradients {
   const Params& p;
   A* channel;  // C, for each vector of channels one for each tap, zero where there is none
-  A* spatial;  // a row of S, the taps of a pixel side by side
+  A* packed;   // a row of S where it is not used in place
   A* sums;     // of kLanes pixels over channels: for each tap a vector for each pixel
-  A* row;      // of results
+  A* results;  // of these pixels, tap by tap
   A* zeros;    // a pixel outside the plane
   int64_t n = -1;
 
   BothGradients(const Params& p, Arena& arena) : p(p) {
     channel = arena.take<A>(numbers(p));
-    spatial = arena.take<A>(p.width * kWindow);
+    packed = arena.take<A>(in_place() ? 0 : p.width * kWindow);
     sums = arena.take<A>(kWindow * kLanes<A> * kLanes<A>);
-    row = arena.take<A>(kLanes<A>);
+    results = arena.take<A>(kWindow * kLanes<A>);
     zeros = arena.take<A>(p.channels);
   }
 
@@ -743,13 +743,19 @@ struct BothGradients {
     }
   }
 
-  void load_spatial(int64_t y) {
+  // Whether S lies as it is wanted.
+  bool in_place() const { return p.spatial.stride[1] == 1 && p.spatial.stride[3] == kWindow; }
+
+  // A row of S, the taps of a pixel side by side.
+  const A* load_spatial(int64_t y) const {
+    if (in_place()) return at<A>(p.spatial, n, 0, y, 0);
     for (int64_t j = 0; j < kWindow; ++j) {
       const A* from = at<A>(p.spatial, n, j, y, 0);
       for (int64_t x = 0; x < p.width; ++x) {
-        spatial[x * kWindow + j] = from[x * p.spatial.stride[3]];
+        packed[x * kWindow + j] = from[x * p.spatial.stride[3]];
       }
     }
+    return packed;
   }
 
   // By rows of taps, so that C and the sums of channels, a third of them at a time, stay in the
@@ -760,7 +766,7 @@ struct BothGradients {
     clear(channel_sums, numbers(p));
     const int64_t first = part * rows(p), last = least(first + rows(p), p.height);
     for (int64_t y = first; y < last; ++y) {
-      load_spatial(y);
+      const A* spatial = load_spatial(y);
       for (int64_t x = 0; x < p.width; x += kLanes<A>) {
         const int64_t end = least(x + kLanes<A>, p.width);
         for (int64_t dy = 0; dy < kSide; ++dy) {
@@ -769,9 +775,14 @@ struct BothGradients {
             continue;
           }
           int64_t at = x;
-          for (; at + kPixels <= end; at += kPixels) add<kPixels, kAdd>(channel_sums, y, dy, at);
-          for (; at + 2 <= end; at += 2) add<2, kAdd>(channel_sums, y, dy, at);
-          for (; at < end; ++at) add<1, kAdd>(channel_sums, y, dy, at);
+          const auto add_some = [&](auto count) {
+            for (; at + count.value <= end; at += count.value) {
+              add<count.value, kAdd>(channel_sums, spatial, y, dy, at);
+            }
+          };
+          add_some(Count<kPixels>{});
+          add_some(Count<2>{});
+          add_some(Count<1>{});
         }
         if (p.grad_spatial.data) store_sums(y, x, end - x);
       }
@@ -786,14 +797,18 @@ struct BothGradients {
 
   // What channels give to kCount neighbours and they to the channels, by a row of taps.
   template <int kCount, bool kAdd>
-  DDF_APART void add(A* channel_sums, int64_t y, int64_t dy, int64_t x) const {
+  DDF_APART void add(A* channel_sums, const A* spatial, int64_t y, int64_t dy, int64_t x) const {
     Window<A, kCount> w;
-    for (int i = 0; i < kCount; ++i) w.out[i] = at<A>(p.out, n, 0, y, x + i);
+    const A* out = at<A>(p.out, n, 0, y, x);
+    const A* features = at<A>(p.features, n, 0, y + dy - 1, x - 1);
+    DDF_UNROLL
+    for (int i = 0; i < kCount; ++i) w.out[i] = out + i * p.out.stride[3];
+    DDF_UNROLL
     for (int i = 0; i < kCount + kSide - 1; ++i) {
-      const int64_t from = x + i - 1;
-      const bool exists = from >= 0 && from < p.width;
-      w.features[i] = exists ? at<A>(p.features, n, 0, y + dy - 1, from) : zeros;
+      w.features[i] = features + i * p.features.stride[3];
     }
+    if (x == 0) w.features[0] = zeros;
+    if (x + kCount == p.width) w.features[kCount + kSide - 2] = zeros;
     if (bytes<A>(p) >= kStreamedBytes && dy < 2) {
       // what the next kLanes pixels are the first to read: their gradients, and the row below them
       const View& view = dy == 0 ? p.out : p.features;
@@ -821,12 +836,18 @@ struct BothGradients {
     }
   }
 
-  void store_sums(int64_t y, int64_t x, int64_t count) {
+  void store_sums(int64_t y, int64_t x, int64_t count) const {
     for (int64_t j = 0; j < kWindow; ++j) {
       Vector<A> vectors[kLanes<A>];
       load_all(vectors, sums + j * kLanes<A> * kLanes<A>, kLanes<A>);
-      store(row, totals<A>(vectors));
-      store_row(at<A>(p.grad_spatial, n, j, y, x), p.grad_spatial.stride[3], row, count);
+      store(results + j * kLanes<A>, totals<A>(vectors));
+    }
+    A* to = at<A>(p.grad_spatial, n, 0, y, x);
+    for (int64_t i = 0; i < count; ++i, to += p.grad_spatial.stride[3]) {
+      DDF_UNROLL
+      for (int64_t j = 0; j < kWindow; ++j) {
+        to[j * p.grad_spatial.stride[1]] = results[j * kLanes<A> + i];
+      }
     }
   }
 };
