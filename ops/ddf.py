@@ -76,12 +76,17 @@ def ddf(
     Raises:
         TypeError, ValueError: if an argument does not fit; the text names it, what it is and what was expected.
     """
-    if out is None and _served_at_once(features, channel_filter, spatial_filter, kernel_size):
+    if _served_at_once(features, channel_filter, spatial_filter, kernel_size, out):
         try:
-            return native.apply(features, channel_filter, spatial_filter, dilation, stride, kernel_combine)
+            if out is None:
+                return native.apply(features, channel_filter, spatial_filter, dilation, stride, kernel_combine)
+            _check_no_gradient(features, channel_filter, spatial_filter, out)
+            return native.apply_out(features, channel_filter, spatial_filter, out, dilation, stride, kernel_combine)
         except (RuntimeError, TypeError):
             _check_settings(kernel_size, dilation, stride, kernel_combine)
             _check_filters(features, channel_filter, spatial_filter, kernel_size, stride)
+            if out is not None:
+                _check_out(out, features, spatial_filter.shape[2:])
             raise
     if isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type):
         features, channel_filter, spatial_filter = _autocast(features, channel_filter, spatial_filter)
@@ -93,9 +98,13 @@ def ddf(
     return _apply_filters(*arguments)
 
 
-def _served_at_once(features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, kernel_size: int) -> bool:
+def _served_at_once(
+    features: Tensor, channel_filter: Tensor, spatial_filter: Tensor, kernel_size: int, out: Tensor | None
+) -> bool:
     """Whether the native operator can check the other arguments: to do so here takes as long as a small case."""
     if torch.compiler.is_compiling() or not (type(features) is type(channel_filter) is type(spatial_filter) is Tensor):
+        return False
+    if out is not None and type(out) is not Tensor:
         return False
     kind = "cpu" if features.is_cpu else features.device.type  # which takes 0.3 us
     return (

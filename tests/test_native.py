@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ops import Point, Skip, load
 from ops.core import native
-from ops.ddf import ddf
+from ops.ddf import ddf, ddf_up
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -653,9 +653,25 @@ def test_ddf_into_a_given_tensor(layout: Callable[[Tensor], Tensor], monkeypatch
     features, channel, spatial, dilation, stride, combine = case.arguments
     for missing in ("", "no compiler"):
         out = layout(torch.zeros_like(case.tensors[3]))
-        monkeypatch.setattr(native, "missing", lambda device, missing=missing: missing)
+        monkeypatch.setattr(native, "find_missing", lambda device, missing=missing: missing)
         assert ddf(features, channel, spatial, 3, dilation, stride, combine, out=out) is out
         torch.testing.assert_close(out, case.forward(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("write", [ddf, ddf_up])
+def test_a_kept_tensor_that_is_written_is_refused_in_the_backward_pass(write: Callable[..., Tensor]) -> None:
+    scale = 2 if write is ddf_up else 1
+    features, channel, spatial = (
+        torch.ones(2, 4, 5, 6),
+        torch.ones(2, 4 * scale**2, 3, 3),
+        torch.ones(2, 9 * scale**2, 5, 6),
+    )
+    out = torch.ones(2, 4, 5 * scale, 6 * scale)
+    product = torch.ones_like(out).requires_grad_() * out
+    with torch.no_grad():
+        write(features, channel, spatial, out=out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
 
 
 BAD_OUT = [

@@ -82,7 +82,14 @@ def apply_out(
     Raises:
         As `apply` does.
     """
-    torch.ops.ddf.forward_out(features, channel_filter, spatial_filter, dilation, stride, combine, out)
+    arguments = features, channel_filter, spatial_filter, dilation, stride, combine, out
+    wants_gradient = torch.is_grad_enabled() and (out.requires_grad or _wants_gradient(*arguments[:3]))
+    if wants_gradient or _may_be_traced():
+        torch.ops.ddf.forward_out.default(*arguments)
+    else:
+        with _below_autograd():
+            _operators().forward_out(*arguments)
+    tell_written(out)
     return out
 
 
@@ -160,15 +167,23 @@ def _may_be_traced() -> bool:
     return torch.compiler.is_compiling() or _tracing_state() is not None
 
 
+def tell_written(out: Tensor) -> None:
+    """Lets autograd see that `out` was written, so that one kept for a backward pass is refused there."""
+    if not _may_be_traced():
+        torch.autograd.graph.increment_version(out)
+
+
 class _Operators(NamedTuple):
     forward: Any
+    forward_out: Any
     backward: Any
 
 
 @functools.cache
 def _operators() -> _Operators:
     """What `torch.ops` takes 0.2 us to find in every call."""
-    return _Operators(torch.ops.ddf.forward.default, torch.ops.ddf.backward.default)
+    ddf = torch.ops.ddf
+    return _Operators(ddf.forward.default, ddf.forward_out.default, ddf.backward.default)
 
 
 # Private names, so guarded: a torch without them goes through the registered autograd, or tells of no trace.

@@ -64,6 +64,7 @@ def apply_out(
         As `apply` does.
     """
     torch.ops.ddf.up_forward_out(features, channel_filter, spatial_filter, scale, dilation, combine, out)
+    native.tell_written(out)
     return out
 
 
