@@ -874,14 +874,20 @@ void add_parts(const Params& p, int64_t begin, int64_t end, void*) {
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, first = item % blocks * kLanes<A>;
     const A* from = static_cast<A*>(p.work) + n * parts * BothGradients<A>::numbers(p);
-    A sums[kWindow * kLanes<A>] = {};
+    Vector<A> sums[kWindow] = {};
     for (int64_t part = 0; part < parts; ++part, from += BothGradients<A>::numbers(p)) {
-      for (int64_t i = 0; i < kWindow * kLanes<A>; ++i) sums[i] += from[first * kWindow + i];
-    }
-    for (int64_t c = first; c < least(first + kLanes<A>, p.channels); ++c) {
+      DDF_UNROLL
       for (int64_t j = 0; j < kWindow; ++j) {
-        *at<A>(p.grad_channel, n, c, j / kSide, j % kSide) = sums[j * kLanes<A> + c - first];
+        sums[j] += load(from + first * kWindow + j * kLanes<A>);
       }
+    }
+    const int64_t count = least(kLanes<A>, p.channels - first);
+    DDF_UNROLL
+    for (int64_t j = 0; j < kWindow; ++j) {
+      A row[kLanes<A>];
+      store(row, sums[j]);
+      store_row(at<A>(p.grad_channel, n, first, j / kSide, j % kSide), p.grad_channel.stride[1],
+                row, count);
     }
   }
 }
