@@ -290,42 +290,47 @@ struct Tile {
     strip.spatial = spatial + y * kTaps * lanes();
   }
 
-  // On the way back a target uses what the tap that leads to it used where it starts from.
+  // Tap by tap, as S lies in memory.
   void pack() {
-    for (int64_t y = 0; y < rows; ++y) {
-      for (int64_t dy = 0; dy < K; ++dy) {
-        for (int64_t dx = 0; dx < K; ++dx) pack_row(y, dy, dx);
+    for (int64_t dy = 0; dy < K; ++dy) {
+      for (int64_t dx = 0; dx < K; ++dx) pack_tap(dy, dx);
+    }
+  }
+
+  // On the way back a target uses what the tap that leads to it used where it starts from.
+  void pack_tap(int64_t dy, int64_t dx) {
+    const int64_t tap = backward ? (K - 1 - dy) * K + K - 1 - dx : dy * K + dx;
+    const int64_t from_y = y0 + (backward ? dy - kPad : 0);
+    const int64_t from_x = x0 + (backward ? dx - kPad : 0);
+    const int64_t first = most(0, -from_x), last = least(columns, p.width - from_x);
+    const LaneBits* bits = cut.masks + (backward ? dx : K);
+    const T* from = at<T>(p.spatial, n, tap, from_y, from_x);
+    A* strip = spatial;
+    for (int64_t y = 0; y < rows; y += kRows, strip += kRows * kTaps * lanes()) {
+      for (int64_t r = 0; r < kRows; ++r, from += p.spatial.stride[2]) {
+        const bool exists = from_y + y + r >= 0 && from_y + y + r < p.height;
+        const A* source = row;
+        if (exists && plain<T>(p.spatial)) {
+          source = reinterpret_cast<const A*>(from);
+        } else if (exists && first < last) {
+          copy_row(row + first, from + first * p.spatial.stride[3], p.spatial.stride[3],
+                   last - first);
+        }
+        pack_row(strip, kOrder.slot[r][dy * K + dx], source, bits, exists ? ~LaneBits{0} : 0);
       }
     }
   }
 
-  void pack_row(int64_t y, int64_t dy, int64_t dx) {
-    const int64_t tap = backward ? (K - 1 - dy) * K + K - 1 - dx : dy * K + dx;
-    const int64_t from_y = y0 + y + (backward ? dy - kPad : 0);
-    const int64_t from_x = x0 + (backward ? dx - kPad : 0);
-    const bool exists = from_y >= 0 && from_y < p.height;
-    const A* from = row;
-    if (exists && plain<T>(p.spatial)) {
-      from = plain_at<T>(p.spatial, n, tap, from_y, from_x);
-    } else if (exists) {
-      const int64_t first = most(0, -from_x), last = least(columns, p.width - from_x);
-      if (first < last) {
-        copy_row(row + first, at<T>(p.spatial, n, tap, from_y, from_x + first), p.spatial.stride[3],
-                 last - first);
-      }
-    }
-    const LaneBits* bits = cut.masks + (backward ? dx : K);
-    const LaneBits all = exists ? ~LaneBits{0} : 0;
-    A* to = spatial + y / kRows * kRows * kTaps * lanes();
-    const int64_t slot = kOrder.slot[y % kRows][dy * K + dx];
+  // A row of a strip, where its vectors are used.
+  void pack_row(A* strip, int64_t slot, const A* from, const LaneBits* bits, LaneBits all) const {
     for (int64_t v = 0; v < cut.whole; ++v, from += kLanes<A>, bits += K + 1) {
-      store(to + slot * kLanes<A>, load_lanes<Vector<A>>(from, *bits & all));
-      to += kRows * kTaps * kLanes<A>;
+      store(strip + slot * kLanes<A>, load_lanes<Vector<A>>(from, *bits & all));
+      strip += kRows * kTaps * kLanes<A>;
     }
     if constexpr (kHalves) {
       if (cut.half) {
         const auto half = load_lanes<HalfVector<A>>(from, *bits & all);
-        memcpy(to + slot * (kLanes<A> / 2), &half, sizeof(half));
+        memcpy(strip + slot * (kLanes<A> / 2), &half, sizeof(half));
       }
     }
   }
