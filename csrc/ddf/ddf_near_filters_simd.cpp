@@ -717,7 +717,7 @@ struct BothGradients {
 
   BothGradients(const Params& p, Arena& arena) : p(p) {
     channel = arena.take<A>(numbers(p));
-    packed = arena.take<A>(in_place() ? 0 : p.width * kWindow);
+    packed = arena.take<A>(taps_adjacent(p) ? 0 : p.width * kWindow);
     sums = arena.take<A>(kWindow * kLanes<A> * kLanes<A>);
     results = arena.take<A>(kWindow * kLanes<A>);
     zeros = arena.take<A>(p.channels);
@@ -743,12 +743,9 @@ struct BothGradients {
     }
   }
 
-  // Whether S lies as it is wanted.
-  bool in_place() const { return p.spatial.stride[1] == 1 && p.spatial.stride[3] == kWindow; }
-
   // A row of S, the taps of a pixel side by side.
   const A* load_spatial(int64_t y) const {
-    if (in_place()) return at<A>(p.spatial, n, 0, y, 0);
+    if (taps_adjacent(p)) return at<A>(p.spatial, n, 0, y, 0);
     for (int64_t j = 0; j < kWindow; ++j) {
       const A* from = at<A>(p.spatial, n, j, y, 0);
       for (int64_t x = 0; x < p.width; ++x) {

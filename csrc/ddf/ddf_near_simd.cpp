@@ -581,9 +581,7 @@ struct Pixels {
 
   // Whether S lies as `sum_pixels` wants it.
   bool in_place() const {
-    const int64_t* stride = p.spatial.stride;
-    return sizeof(T) == sizeof(A) && !backward && stride[1] == 1 && stride[3] == kTaps &&
-           p.width % kAcross == 0;
+    return sizeof(T) == sizeof(A) && !backward && taps_adjacent(p) && p.width % kAcross == 0;
   }
 
   // What the pixels multiply their taps by.

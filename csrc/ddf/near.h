@@ -101,6 +101,11 @@ Accumulator<T>* plain_at(const View& view, int64_t a, int64_t b, int64_t c, int6
   return reinterpret_cast<Accumulator<T>*>(at<T>(view, a, b, c, d));
 }
 
+// Whether a row of S is one run of memory, the taps of a pixel side by side.
+inline bool taps_adjacent(const Params& p) {
+  return p.spatial.stride[1] == 1 && p.spatial.stride[3] == p.kernel_size * p.kernel_size;
+}
+
 // Addresses of rows, those of a channel's first plane and as many bytes further on as a channel
 // lies; rows that all channels share stay where they are.
 template <int kCount>
