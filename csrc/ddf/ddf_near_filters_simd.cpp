@@ -290,7 +290,7 @@ struct ChannelGradient {
     tall = arena.take<Strip<A, K, kTallRows>>(tiles.rows / kTallRows);
     single = arena.take<Strip<A, K, 1>>(kTallRows);
     cut.masks = arena.take<LaneBits>(cut.vectors() * (K + 1));
-    cut.ahead = bytes<T>(p) >= kStreamedBytes;
+    cut.ahead = bytes<T>(p) >= kAheadBytes;
   }
 
   static Tiles cut_tiles(const Params& p) {
@@ -806,7 +806,7 @@ struct BothGradients {
     }
     if (x == 0) w.features[0] = zeros;
     if (x + kCount == p.width) w.features[kCount + kSide - 2] = zeros;
-    if (bytes<A>(p) >= kStreamedBytes && dy < 2) {
+    if (bytes<A>(p) >= kAheadBytes && dy < 2) {
       // what the next kLanes pixels are the first to read: their gradients, and the row below them
       const View& view = dy == 0 ? p.out : p.features;
       w.ahead = at<A>(view, n, 0, dy == 0 ? y : least(y + 1, p.height - 1), x + kLanes<A>);

@@ -33,7 +33,8 @@
 namespace ddf::near {
 namespace {
 
-constexpr int64_t kTileBytes = 384 << 10;  // S of a tile, packed: in a second-level cache of 1 MB
+constexpr int64_t kNearBytes = 1 << 20;    // of a second-level cache
+constexpr int64_t kTileBytes = 384 << 10;  // S of a tile, packed: in that cache
 constexpr int64_t kChannelBlock = 8;       // channels of an item
 constexpr int64_t kSegment = 896;          // pixels of a row made ready at once; 4 and 7 divide it
 
@@ -70,11 +71,12 @@ template <Factor kFactor>
 constexpr int kTogether = kFactor != Factor::number && kManyRegisters ? 2 : 1;
 
 // These channels: their C, and where their planes of the source and the target lie, in bytes from
-// those of the first.
+// those of the first. From there to the next channels' it is `next` elements.
 template <typename A, int kCount>
 struct Group {
   const A* numbers[kCount];
   int64_t in[kCount], out[kCount];
+  int64_t next_in, next_out;
 };
 
 // One vector of each row of a strip, by columns of taps. `masks` holds, for each column, the lanes
@@ -139,11 +141,11 @@ inline __attribute__((always_inline)) void step(
   }
 }
 
-// Computes strips of a group of channels. What is too large for the caches is fetched ahead: the
-// next channels', `next` elements further on, of each strip the rows that none before has read.
+// Computes strips of a group of channels. What is too large for the caches is fetched ahead: of
+// each of the next channels' strips the source's rows that none before has read, and the target's.
 template <typename A, int K, int kRows, Factor kFactor, int kCount = kTogether<kFactor>>
 DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
-                     const Group<A, kCount>& group, int64_t next) {
+                     const Group<A, kCount>& group) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
   for (; strip < end; ++strip) {
     alignas(64) const A* in[kCount][Rows<kRows + K - 1>::kRoom * 8];
@@ -164,7 +166,17 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
           DDF_UNROLL
           for (int i = 0; i < kCount; ++i) {
             DDF_UNROLL
-            for (int r = 0; r < kRows; ++r) __builtin_prefetch(in[i][r + K - 1] + x + next);
+            for (int r = 0; r < kRows; ++r)
+              __builtin_prefetch(in[i][r + K - 1] + x + group.next_in);
+          }
+        }
+        if (cut.claimed) {
+          DDF_UNROLL
+          for (int i = 0; i < kCount; ++i) {
+            DDF_UNROLL
+            for (int r = 0; r < kRows; ++r) {
+              __builtin_prefetch(out[i][r] + x + group.next_out, 1);
+            }
           }
         }
         step<Vector<A>, K, kRows, kFactor, decltype(masked)::value>(group.numbers, in, out, spatial,
@@ -185,15 +197,16 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
   }
 }
 
-// Whether a target is to be stored past the caches: it would not stay in them, and to fetch its
-// lines first takes as long as to write them. Rows are `row` elements, vectors begin at multiples
-// of their width.
+// Whether a target, of which this thread writes so many bytes, is to be stored past the caches:
+// more than stay in the second-level one. To fetch their lines first takes longer than to read the
+// target from memory afterwards. Rows are `row` elements, vectors begin at multiples of their
+// width.
 template <typename T>
-bool streams(const Params& p, const View& target, int64_t row) {
+bool streams(const View& target, int64_t row, int64_t written) {
   constexpr int64_t width = kLanes<Accumulator<T>>;
   bool aligned = reinterpret_cast<uintptr_t>(target.data) % kVectorBytes == 0 && row % width == 0;
   for (int64_t stride : target.stride) aligned = aligned && (stride == 1 || stride % width == 0);
-  return sizeof(T) == sizeof(Accumulator<T>) && aligned && bytes<T>(p) >= kStreamedBytes;
+  return sizeof(T) == sizeof(Accumulator<T>) && aligned && written >= kNearBytes;
 }
 
 // Whether S is the same number everywhere, as a tensor expanded from one element is. The way back
@@ -249,14 +262,21 @@ struct Tile {
     strips = arena.take<Strip<A, K, kRows>>(rows / kRows);
     in = plain<T>(source) ? nullptr : arena.take<A>(kCount * in_size());
     out = plain<T>(target) ? nullptr : arena.take<A>(kCount * out_size());
-    cut.streamed = !out && columns == p.width && streams<T>(p, target, p.width);
-    cut.ahead = bytes<T>(p) >= kStreamedBytes;
+    cut.ahead = bytes<T>(p) >= kAheadBytes;
   }
 
   int64_t count() const { return down * across; }
+  int64_t items() const { return p.batch * count() * ceil_div(p.channels, kChannelBlock); }
   int64_t in_size() const { return (rows + K - 1) * p.width; }
   int64_t out_size() const { return rows * p.width; }
   int64_t lanes() const { return cut.template lanes<A>(); }
+
+  // This thread does `count` of the items.
+  void expect(int64_t count) {
+    const int64_t written = bytes<T>(p) * count / items();
+    cut.streamed = !out && columns == p.width && streams<T>(target, p.width, written);
+    cut.claimed = !out && !cut.streamed && written >= kNearBytes;
+  }
 
   void move_to(int64_t sample, int64_t index) {
     n = sample;
@@ -377,6 +397,8 @@ struct Tile {
       group.in[i] = (in ? (one - c) * in_size() : one * source.stride[1]) * int64_t{sizeof(A)};
       group.out[i] = (out ? (one - c) * out_size() : one * target.stride[1]) * int64_t{sizeof(A)};
     }
+    group.next_in = kCount * source.stride[1];
+    group.next_out = kCount * target.stride[1];
     return group;
   }
 
@@ -387,23 +409,22 @@ struct Tile {
     for (int64_t c = first; c < last; c += kCount) {
       const int64_t count = least(kCount, last - c);
       for (int64_t i = 0; in && i < count; ++i) load_source(c + i, in + i * in_size());
-      sweep<A, K, kRows, kFactor>(strips, strips + used, cut, group(c, first, last, channel),
-                                  kCount * source.stride[1]);
+      sweep<A, K, kRows, kFactor>(strips, strips + used, cut, group(c, first, last, channel));
       for (int64_t i = 0; out && i < count; ++i) store_target(c + i, out + i * out_size());
     }
   }
 };
 
-int64_t channel_blocks(const Params& p) { return ceil_div(p.channels, kChannelBlock); }
-
 template <typename T, int K, int kRows, Factor kFactor>
 void run_tiles(const Params& p, int64_t begin, int64_t end, void* scratch) {
   Arena arena(scratch);
   Tile<T, K, kRows, kFactor> tile(p, arena);
+  tile.expect(end - begin);
   clear(tile.zeros, p.width);
+  const int64_t blocks = ceil_div(p.channels, kChannelBlock);
   int64_t loaded = -1;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t index = item / channel_blocks(p), block = item % channel_blocks(p);
+    const int64_t index = item / blocks, block = item % blocks;
     if (index != loaded) tile.move_to(index / tile.count(), index % tile.count());
     loaded = index;
     const int64_t first = block * kChannelBlock, last = least(first + kChannelBlock, p.channels);
@@ -416,33 +437,43 @@ template <typename T, int K, int kRows, Factor kFactor>
 Job tiles_job(const Params& p) {
   Arena arena(nullptr);
   const Tile<T, K, kRows, kFactor> tile(p, arena);
-  return {p.batch * tile.count() * channel_blocks(p),
-          least(kChannelBlock, p.channels) * K * K * tile.rows * tile.columns, arena.used(),
-          run_tiles<T, K, kRows, kFactor>};
+  return {tile.items(), least(kChannelBlock, p.channels) * K * K * tile.rows * tile.columns,
+          arena.used(), run_tiles<T, K, kRows, kFactor>};
 }
 
 // ---- channels last: an item is kDown rows of kAcross neighbours ----
 
+// How an item's pixels are read and written. Of the rows that no item above has read, the pixels
+// that the next item is the first to read lie `ahead` elements further on than this one's; they are
+// not fetched ahead if that is zero.
+struct Access {
+  bool streamed = false;   // written past the caches
+  bool from_last = false;  // block of channels
+  int64_t ahead = 0;
+};
+
 // Sums the pixels of an item over all channels. `features` holds the addresses of the pixels that
 // they read, by columns, `spatial` for each row S of its pixels, `channel` for each block of
-// channels a vector for each tap. What is too large for the caches is fetched ahead: of the rows
-// that no item above has read, the pixels that the next item is the first to read lie `ahead`
-// elements further on than this one's; none if that is zero.
+// channels a vector for each tap, `out` their own, by columns.
 template <typename T, int K, bool kAdd, int kDown, int kAcross>
 DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* const (&spatial)[kDown],
                           const Accumulator<T>* channel, T* const* out, int64_t channels,
-                          bool streamed, int64_t ahead) {
+                          const Access& access) {
   using A = Accumulator<T>;
   constexpr int kWidth = K + kAcross - 1, kHeight = K + kDown - 1;
   const A* number[kDown];
   for (int r = 0; r < kDown; ++r) number[r] = spatial[r];
-  for (int64_t first = 0; first < channels; first += kLanes<A>) {
-    const int64_t at = least(first, channels - kLanes<A>);  // the last block may overlap another
-    if (ahead) {
+  const int64_t blocks = ceil_div(channels, kLanes<A>), step = access.from_last ? -1 : 1;
+  int64_t block = access.from_last ? blocks - 1 : 0;
+  channel += block * K * K * kLanes<A>;
+  for (int64_t left = blocks; left > 0; --left, block += step) {
+    // the last block may overlap another
+    const int64_t at = least(block * kLanes<A>, channels - kLanes<A>);
+    if (access.ahead) {
       DDF_UNROLL
       for (int i = 0; i < kDown * kAcross; ++i) {
         const int y = K - 1 + i % kDown, x = K - 1 + i / kDown;
-        __builtin_prefetch(features[x * kHeight + y] + at + ahead);
+        __builtin_prefetch(features[x * kHeight + y] + at + access.ahead);
       }
     }
     Vector<A> sum[kDown][kAcross] = {};
@@ -473,11 +504,11 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* const 
         }
       }
     }
-    channel += K * K * kLanes<A>;
+    channel += step * K * K * kLanes<A>;
     DDF_UNROLL
     for (int i = 0; i < kDown * kAcross; ++i) {
       const Vector<A> result = sum[i % kDown][i / kDown];
-      if (streamed) {
+      if (access.streamed) {
         stream(reinterpret_cast<A*>(out[i] + at), result);
       } else {
         store(out[i] + at, result);
@@ -495,8 +526,7 @@ struct Pixels {
   const Params& p;
   const bool backward;
   const View &source, &target;
-  const bool streamed;
-  const int64_t ahead;    // how far the source is fetched ahead
+  Access access;
   const int64_t columns;  // of a segment of targets, with those that there are not
   int64_t n = 0;
   int64_t y0 = 0, x0 = 0;  // where the segment begins
@@ -513,8 +543,6 @@ struct Pixels {
         backward(p.grad_features.data),
         source(backward ? p.out : p.features),
         target(backward ? p.grad_features : p.out),
-        streamed(streams<T>(p, target, p.channels)),
-        ahead(bytes<T>(p) >= kStreamedBytes ? kAcross * source.stride[3] : 0),
         columns(least(kSegment, round_up(p.width, kAcross))) {
     channel = arena.take<A>(kTaps * round_up(p.channels, kLanes<A>));
     spatial = arena.take<A>(in_place() ? 0 : kDown * columns * kTaps);
@@ -526,6 +554,25 @@ struct Pixels {
 
   static int64_t down(const Params& p) { return ceil_div(p.height, kDown); }
   static int64_t across(const Params& p) { return ceil_div(p.width, kAcross); }
+  static int64_t items(const Params& p) { return p.batch * down(p) * across(p); }
+
+  // This thread does `count` of the items.
+  void expect(int64_t count) {
+    access.streamed = streams<T>(target, p.channels, bytes<T>(p) * count / items(p));
+    access.from_last = follows();
+    access.ahead = bytes<T>(p) >= kAheadBytes ? kAcross * source.stride[3] : 0;
+  }
+
+  // Whether loads, from the first block on, would soon meet addresses that end in the same 12 bits
+  // as those of stores before them, for which a core makes them wait. From the last block on such
+  // loads have been then.
+  bool follows() const {
+    const int64_t pixels = (source.stride[3] | target.stride[3]) * int64_t{sizeof(T)} | 1 << 12;
+    const int64_t period = pixels & -pixels;  // the largest power of two that divides all steps
+    const auto address = [](const View& view) { return reinterpret_cast<uintptr_t>(view.data); };
+    const auto rest = static_cast<int64_t>(address(target) - address(source)) & (period - 1);
+    return rest > 0 && rest < period / 2;
+  }
 
   void load_channel() {
     for (int64_t block = 0; block < ceil_div(p.channels, kLanes<A>); ++block) {
@@ -576,7 +623,7 @@ struct Pixels {
     const A* from[kDown];
     for (int i = 0; i < kDown; ++i) from[i] = numbers[i] + (x - x0) * kTaps;
     sum_pixels<T, K, kAdd, kDown, kAcross>(features + (x - x0) * kHeight, from, channel,
-                                           out + (x - x0) * kDown, p.channels, streamed, ahead);
+                                           out + (x - x0) * kDown, p.channels, access);
   }
 
   // Whether S lies as `sum_pixels` wants it.
@@ -618,6 +665,7 @@ void run_pixels(const Params& p, int64_t begin, int64_t end, void* scratch) {
   using Items = Pixels<T, K, kDown, kAcross>;
   Arena arena(scratch);
   Items pixels(p, arena);
+  pixels.expect(end - begin);
   clear(pixels.zeros, p.channels);
   const int64_t across = Items::across(p), down = Items::down(p);
   for (int64_t item = begin; item < end; ++item) {
@@ -640,8 +688,8 @@ Job pixels_job(const Params& p) {
   using Items = Pixels<T, K, kDown, kAcross>;
   Arena arena(nullptr);
   const Items pixels(p, arena);
-  return {p.batch * Items::down(p) * Items::across(p), kDown * kAcross * K * K * p.channels,
-          arena.used(), run_pixels<T, K, kAdd, kDown, kAcross>};
+  return {Items::items(p), kDown * kAcross * K * K * p.channels, arena.used(),
+          run_pixels<T, K, kAdd, kDown, kAcross>};
 }
 
 template <typename T, int K, bool kAdd>

@@ -43,6 +43,7 @@ struct Cut {
   LaneBits* masks = nullptr;  // K + 1 for each vector, see `set`
   bool streamed = false;      // whole vectors are stored past the caches
   bool ahead = false;         // the source is fetched ahead
+  bool claimed = false;       // so is the target
 
   template <typename A>
   void cut(int64_t columns) {
@@ -82,7 +83,7 @@ struct Cut {
   }
 };
 
-constexpr int64_t kStreamedBytes = 8 << 20;  // more than stays in caches until it is read
+constexpr int64_t kAheadBytes = 8 << 20;  // of a source: more than stays in caches until it is read
 
 // Of a source or target.
 template <typename T>
