@@ -347,6 +347,27 @@ def test_same_bits_in_every_run_and_for_any_number_of_threads(
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("width", [64, 56])
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+def test_same_bits_wherever_a_large_output_lies(layout: Callable[[Tensor], Tensor], width: int) -> None:
+    """Past the caches or fetched ahead, in either order of the channels' blocks, and as a small output is stored."""
+    case = Case((1, 128, 48, width), 3, Settings(), torch.float32, (layout,) * 4)
+    features, channel, *rest = case.arguments
+    small = [(features[:, c : c + 16], channel[:, c : c + 16]) for c in range(0, 128, 16)]
+    room = torch.empty(features.numel() + 2048)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = torch.cat([native.apply(*tensors, *rest) for tensors in small], 1)
+        for distance in (0, 4, 64, 512, 4032):  # bytes that addresses end in, the features' taken away
+            start = (features.data_ptr() + distance - room.data_ptr()) % 4096 // 4
+            out = room.as_strided(features.shape, features.stride(), start)
+            native.apply_out(features, channel, rest[0], out, *rest[1:])
+            assert torch.equal(out, expected), distance
+    finally:
+        torch.set_num_threads(before)
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
