@@ -166,8 +166,9 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
           DDF_UNROLL
           for (int i = 0; i < kCount; ++i) {
             DDF_UNROLL
-            for (int r = 0; r < kRows; ++r)
+            for (int r = 0; r < kRows; ++r) {
               __builtin_prefetch(in[i][r + K - 1] + x + group.next_in);
+            }
           }
         }
         if (cut.claimed) {
@@ -273,7 +274,7 @@ struct Tile {
 
   // This thread does `count` of the items.
   void expect(int64_t count) {
-    const int64_t written = bytes<T>(p) * count / items();
+    const int64_t written = bytes<T>(p) / items() * count;
     cut.streamed = !out && columns == p.width && streams<T>(target, p.width, written);
     cut.claimed = !out && !cut.streamed && written >= kNearBytes;
   }
@@ -465,8 +466,8 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* const 
   for (int r = 0; r < kDown; ++r) number[r] = spatial[r];
   const int64_t blocks = ceil_div(channels, kLanes<A>), step = access.from_last ? -1 : 1;
   int64_t block = access.from_last ? blocks - 1 : 0;
-  channel += block * K * K * kLanes<A>;
   for (int64_t left = blocks; left > 0; --left, block += step) {
+    const A* numbers = channel + block * K * K * kLanes<A>;
     // the last block may overlap another
     const int64_t at = least(block * kLanes<A>, channels - kLanes<A>);
     if (access.ahead) {
@@ -483,7 +484,7 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* const 
       DDF_UNROLL
       for (int x = 0; x < K; ++x) {
         if (y >= K) continue;
-        c[y][x] = load(channel + (y * K + x) * kLanes<A>);
+        c[y][x] = load(numbers + (y * K + x) * kLanes<A>);
         keep(c[y][x]);
       }
       DDF_UNROLL
@@ -504,7 +505,6 @@ DDF_APART void sum_pixels(const T* const* features, const Accumulator<T>* const 
         }
       }
     }
-    channel += step * K * K * kLanes<A>;
     DDF_UNROLL
     for (int i = 0; i < kDown * kAcross; ++i) {
       const Vector<A> result = sum[i % kDown][i / kDown];
@@ -558,7 +558,7 @@ struct Pixels {
 
   // This thread does `count` of the items.
   void expect(int64_t count) {
-    access.streamed = streams<T>(target, p.channels, bytes<T>(p) * count / items(p));
+    access.streamed = streams<T>(target, p.channels, bytes<T>(p) / items(p) * count);
     access.from_last = follows();
     access.ahead = bytes<T>(p) >= kAheadBytes ? kAcross * source.stride[3] : 0;
   }
