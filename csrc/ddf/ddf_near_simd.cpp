@@ -144,10 +144,10 @@ inline __attribute__((always_inline)) void step(
 // Computes strips of a group of channels. What is too large for the caches is fetched ahead: of
 // each of the next channels' strips the source's rows that none before has read, and the target's.
 template <typename A, int K, int kRows, Factor kFactor, int kCount = kTogether<kFactor>>
-DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* end, const Cut& cut,
+DDF_APART void sweep(const Strip<A, K, kRows>* first, const Strip<A, K, kRows>* end, const Cut& cut,
                      const Group<A, kCount>& group) {
   constexpr int kLength = kRows * K * K * kLanes<A>;
-  for (; strip < end; ++strip) {
+  for (const Strip<A, K, kRows>* strip = first; strip < end; ++strip) {
     alignas(64) const A* in[kCount][Rows<kRows + K - 1>::kRoom * 8];
     alignas(64) A* out[kCount][Rows<kRows>::kRoom * 8];
     DDF_UNROLL
@@ -168,6 +168,9 @@ DDF_APART void sweep(const Strip<A, K, kRows>* strip, const Strip<A, K, kRows>* 
             DDF_UNROLL
             for (int r = 0; r < kRows; ++r) {
               __builtin_prefetch(in[i][r + K - 1] + x + group.next_in);
+            }
+            for (int y = 0; strip == first && y < K - 1; ++y) {
+              __builtin_prefetch(in[i][y] + x + group.next_in);
             }
           }
         }
